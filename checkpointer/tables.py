@@ -1,0 +1,120 @@
+"""The tables, declared once for every database; Alembic's revisions create them.
+
+Every key starts with `thread_id`, so that a thread can be deleted, copied, moved or sharded alone.
+There are no foreign keys: writes may commit before their checkpoint (`durability="async"`), and a
+cascading key loses rows when SQLite rebuilds a table in a migration.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+PREFIX: Final = "checkpointer_"
+VERSION_TABLE: Final = "checkpointer_schema_version"
+
+NAMING_CONVENTION: Final = {
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "pk": "%(table_name)s_pkey",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware `datetime` in UTC; SQLite, which has no such type, stores it as naive text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive values; shift the others to UTC."""
+        del dialect
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"found the naive datetime {value!r}, expected an aware one")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware value on every database."""
+        del dialect
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+# Text compares by bytes on every database, so that ORDER BY checkpoint_id means the same
+# everywhere and the same as in Python. SQLite's default collation does so already.
+_text = Text().with_variant(Text(collation="C"), "postgresql")
+_json = JSON(none_as_null=False).with_variant(JSONB(none_as_null=False), "postgresql")
+
+threads = Table(
+    "checkpointer_threads",
+    metadata,
+    Column[str]("thread_id", _text, primary_key=True),
+    # Random at first and raised by everything that deletes chunks: a writer that learned which
+    # chunks are stored under one epoch may skip them only under the same one.
+    Column[int]("epoch", BigInteger, nullable=False),
+    Column[datetime]("created_at", UtcDateTime, nullable=False),
+    Column[datetime]("updated_at", UtcDateTime, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpointer_checkpoints",
+    metadata,
+    Column[str]("thread_id", _text, primary_key=True),
+    Column[str]("checkpoint_ns", _text, primary_key=True),
+    Column[str]("checkpoint_id", _text, primary_key=True),
+    Column[str]("parent_checkpoint_id", _text, nullable=True),
+    Column[str]("run_id", _text, nullable=True),
+    Column[dict[str, Any]]("metadata", _json, nullable=False),
+    Column[bytes]("manifest", LargeBinary, nullable=False),
+    Index(None, "checkpoint_id"),
+    Index(None, "run_id"),
+)
+
+writes = Table(
+    "checkpointer_writes",
+    metadata,
+    Column[str]("thread_id", _text, primary_key=True),
+    Column[str]("checkpoint_ns", _text, primary_key=True),
+    Column[str]("checkpoint_id", _text, primary_key=True),
+    Column[str]("task_id", _text, primary_key=True),
+    Column[int]("idx", Integer, primary_key=True, autoincrement=False),
+    Column[str]("task_path", _text, nullable=False),
+    Column[str]("channel", _text, nullable=False),
+    Column[str]("type", _text, nullable=False),
+    Column[bytes]("data", LargeBinary, nullable=False),
+    # Whether `data` holds a tree of digests instead of the value's own bytes.
+    Column[bool]("chunked", Boolean, nullable=False),
+)
+
+chunks = Table(
+    "checkpointer_chunks",
+    metadata,
+    Column[str]("thread_id", _text, primary_key=True),
+    Column[bytes]("digest", LargeBinary, primary_key=True),
+    Column[bytes]("data", LargeBinary, nullable=False),
+)
+
+
+def owns_table(name: str | None) -> bool:
+    """Whether a table of that name is this package's own, its version table included.
+
+    For an application's Alembic `include_name`, so that its autogenerate leaves these tables alone.
+    """
+    return name is not None and name.startswith(PREFIX)
