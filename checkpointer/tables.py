@@ -25,7 +25,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-PREFIX: Final = "checkpointer_"
 VERSION_TABLE: Final = "checkpointer_schema_version"
 
 NAMING_CONVENTION: Final = {
@@ -117,4 +116,4 @@ def owns_table(name: str | None) -> bool:
 
     For an application's Alembic `include_name`, so that its autogenerate leaves these tables alone.
     """
-    return name is not None and name.startswith(PREFIX)
+    return name == VERSION_TABLE or name in metadata.tables
