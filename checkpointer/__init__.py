@@ -1,0 +1,1 @@
+"""One async LangGraph checkpoint saver for every SQL database."""

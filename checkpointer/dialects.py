@@ -1,0 +1,270 @@
+"""All that differs between databases; no other module asks for a dialect's name.
+
+A unit of work is a plain function of a SQLAlchemy `Connection`. PostgreSQL runs it over the engine's
+own async connection; SQLite runs the whole of it inside aiosqlite's worker thread, in one hop.
+"""
+
+import sqlite3
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, TypeVar, cast
+
+import sqlalchemy as sa
+from checkpointer.projection import contains_json
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+
+from checkpointer.errors import ConfigurationError, InvalidInputError
+
+T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
+Insert = postgresql.Insert | sqlite.Insert
+
+MIGRATION_LOCK: Final = 0x636865636B707472
+"""The key of PostgreSQL's advisory lock round migrations: "checkptr" in ASCII."""
+
+
+class Dialect(ABC):
+    """One kind of database: how it runs work, and the statements it spells in its own way."""
+
+    name: ClassVar[str]
+    async_driver: ClassVar[str]
+    upgrades_on_first_use: ClassVar[bool]
+    max_list: ClassVar[int]
+    """Items that one statement may take in a list (see `is_any_of`)."""
+
+    @abstractmethod
+    async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads. Its statements need not see one snapshot."""
+
+    @abstractmethod
+    async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction, which may write, and commit it."""
+
+    @abstractmethod
+    def insert(self, table: sa.Table) -> Insert:
+        """An INSERT that knows ON CONFLICT."""
+
+    @abstractmethod
+    def is_any_of(self, column: sa.ColumnElement[T], name: str) -> sa.ColumnElement[bool]:
+        """Whether `column` equals an item of the list bound as `name`."""
+
+    @abstractmethod
+    def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+        """Whether a JSON column contains the object bound as `name`: PostgreSQL's `@>`."""
+
+    @abstractmethod
+    def lock_schema(self, connection: sa.Connection) -> None:
+        """Within a transaction: let only one migration of this database run at a time."""
+
+    def check_identifier(self, kind: str, value: str) -> None:
+        """Refuse an identifier that the database's text columns cannot hold.
+
+        Raises:
+            InvalidInputError: It holds a lone surrogate.
+        """
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidInputError(
+                f"found the {kind} {value!r} with the lone surrogate {value[exc.start]!r}, expected "
+                f"Unicode text; replace that character"
+            ) from exc
+
+
+class PostgreSQL(Dialect):
+    """PostgreSQL, through any async driver."""
+
+    name = "postgresql"
+    async_driver = "asyncpg"
+    upgrades_on_first_use = False
+    max_list = 50_000
+
+    async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads, in autocommit: no BEGIN and no ROLLBACK travel."""
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return await connection.run_sync(work)
+
+    async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction."""
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+
+    def insert(self, table: sa.Table) -> postgresql.Insert:
+        """PostgreSQL's INSERT."""
+        return postgresql.insert(table)
+
+    def is_any_of(self, column: sa.ColumnElement[T], name: str) -> sa.ColumnElement[bool]:
+        """One array parameter, so that the statement stays the same for any number of items."""
+        return column == sa.any_(sa.bindparam(name, type_=postgresql.ARRAY(column.type)))
+
+    def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+        """The operator itself."""
+        contained = sa.bindparam(name, type_=postgresql.JSONB(none_as_null=False))
+        return column.bool_op("@>")(contained)
+
+    def lock_schema(self, connection: sa.Connection) -> None:
+        """A transaction's advisory lock: a session's would outlive it behind a pooler."""
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+
+    def check_identifier(self, kind: str, value: str) -> None:
+        """Refuse NUL as well, which PostgreSQL's text cannot hold.
+
+        Raises:
+            InvalidInputError: It holds NUL or a lone surrogate.
+        """
+        if "\0" in value:
+            raise InvalidInputError(
+                f"found the {kind} {value!r} with a NUL character, expected text without: "
+                f"PostgreSQL cannot store it; remove the character"
+            )
+        super().check_identifier(kind, value)
+
+
+class SQLite(Dialect):
+    """SQLite, through aiosqlite."""
+
+    name = "sqlite"
+    async_driver = "aiosqlite"
+    upgrades_on_first_use = True
+    max_list = 500
+
+    async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads, in one deferred transaction: one snapshot."""
+        return await self._run(engine, work, "BEGIN")
+
+    async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction that is a writer from its start, so it never has to upgrade."""
+        return await self._run(engine, work, "BEGIN IMMEDIATE")
+
+    async def _run(self, engine: AsyncEngine, work: Work[T], begin: str) -> T:
+        """Run a whole transaction in one go inside the worker thread of an aiosqlite connection.
+
+        The stock dialect hops to that thread three to four times a statement.
+        """
+        async with engine.connect() as connection:
+            fairy = await connection.get_raw_connection()
+            driver = cast("Any", fairy.driver_connection)
+
+            def transact() -> T:
+                raw: sqlite3.Connection = driver._conn  # noqa: SLF001
+                inner = fairy.info.get("checkpointer_engine")
+                if inner is None:
+                    inner = fairy.info["checkpointer_engine"] = _worker_engine(raw)
+                with _driver_autocommit(raw), inner.connect() as worker:
+                    worker.execution_options(checkpointer_begin=begin)
+                    with worker.begin():
+                        return work(worker)
+
+            # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
+            # reaches for the same queue.
+            return cast("T", await driver._execute(transact))  # noqa: SLF001
+
+    def insert(self, table: sa.Table) -> sqlite.Insert:
+        """SQLite's INSERT."""
+        return sqlite.insert(table)
+
+    def is_any_of(self, column: sa.ColumnElement[T], name: str) -> sa.ColumnElement[bool]:
+        """IN with one parameter an item: SQLite has no arrays."""
+        return column.in_(sa.bindparam(name, expanding=True, type_=column.type))
+
+    def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+        """A function of ours, which `_worker_engine` defines on each connection."""
+        contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
+        return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
+
+    def lock_schema(self, connection: sa.Connection) -> None:
+        """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
+
+
+def dialect_of(engine: AsyncEngine) -> Dialect:
+    """The kind of database behind an engine, told by `engine.dialect` alone.
+
+    Raises:
+        ConfigurationError: It is none of those that this package supports.
+    """
+    return dialect_named(engine.dialect.name)
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect that SQLAlchemy calls `name`.
+
+    Raises:
+        ConfigurationError: It is none of those that this package supports.
+    """
+    for dialect in (PostgreSQL, SQLite):
+        if dialect.name == name:
+            return dialect()
+    raise ConfigurationError(
+        f"found a database of the kind {name!r}, expected postgresql or sqlite; use a URL that "
+        f"starts with postgresql+asyncpg:// or sqlite+aiosqlite:///"
+    )
+
+
+def _worker_engine(raw: sqlite3.Connection) -> sa.Engine:
+    """A plain engine over one open connection, for use inside its thread."""
+    raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
+    engine = sa.create_engine(
+        "sqlite://",
+        creator=lambda: raw,
+        poolclass=StaticPool,
+        pool_reset_on_return=None,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options()["checkpointer_begin"])
+
+    return engine
+
+
+@contextmanager
+def _driver_autocommit(raw: sqlite3.Connection) -> Iterator[None]:
+    """Keep the driver from opening and closing transactions by itself, as its legacy mode does."""
+    settings: dict[str, Any] = {"isolation_level": None}
+    if sys.version_info >= (3, 12):
+        settings["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
+    before = {name: getattr(raw, name) for name in settings}
+    for name in reversed(settings):
+        setattr(raw, name, settings[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(raw, name, value)
+
+
+def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:
+    """Install the hooks that an engine of our own needs; only SQLite needs any.
+
+    Args:
+        engine: The engine, not yet connected.
+        busy_timeout: Seconds to wait for another process's transaction.
+    """
+    if engine.dialect.name != SQLite.name:
+        return
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        del record
+        # DDL, too, has to wait for our own BEGIN: the legacy mode commits it at once and leaves
+        # half a migration behind.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # No acknowledged checkpoint is lost at power loss.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+

@@ -1,0 +1,142 @@
+"""A database URL or an engine, to a `Database` that runs work on it."""
+
+import os
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpointer.dialects import Work, dialect_named, dialect_of, prepare_engine
+from checkpointer.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    DriverError,
+)
+
+T = TypeVar("T")
+
+URL_VARIABLE: Final = "CHECKPOINTER_URL"
+DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
+BUSY_TIMEOUT: Final = 30.0
+"""Seconds that SQLite waits for another process's transaction."""
+
+POOL_SIZE: Final = 20
+"""Connections that an engine of our own keeps open at most: the official savers' usual pool."""
+
+_PACKAGES: Final = {"aiosqlite": "aiosqlite", "asyncpg": "asyncpg", "psycopg": "psycopg[binary]"}
+
+
+def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
+    """A URL with an async driver.
+
+    Without one, the environment's `CHECKPOINTER_URL` is taken, and without that a file
+    `checkpoints.db` in the working directory. `sqlite:///x.db`, `postgres://` and `postgresql://`
+    are given their async drivers; libpq's `sslmode` becomes asyncpg's `ssl`.
+
+    Raises:
+        ConfigurationError: It is no URL, or of a kind of database that is not supported.
+    """
+    source = "the URL passed in"
+    if url is None:
+        source = f"the environment variable {URL_VARIABLE}"
+        url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as exc:
+        raise ConfigurationError(
+            f"{source} is no database URL; expected one such as {DEFAULT_URL} or "
+            f"postgresql+asyncpg://user:password@host/database"
+        ) from exc
+    backend, _, driver = parsed.drivername.partition("+")
+    backend = "postgresql" if backend == "postgres" else backend
+    driver = driver or dialect_named(backend).async_driver
+    query = dict(parsed.query)
+    if driver == "asyncpg" and "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    return parsed.set(drivername=f"{backend}+{driver}", query=query)
+
+
+def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
+    """An async engine with the hooks that we need. Does no I/O.
+
+    Raises:
+        DriverError: The URL's driver is unknown, not async, or not installed.
+    """
+    backend = url.get_backend_name()
+    dialect = dialect_named(backend)
+    expected = f"{backend}+{dialect.async_driver}"
+    options: dict[str, Any] = {"hide_parameters": True}
+    if backend == "postgresql":
+        options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
+    try:
+        engine = create_async_engine(url, **options | engine_options)
+    except sa.exc.NoSuchModuleError as exc:
+        raise DriverError(
+            f"found the unknown database driver in {url.drivername}://, expected {expected}://"
+        ) from exc
+    except sa.exc.InvalidRequestError as exc:
+        raise DriverError(
+            f"found the driver of {url.drivername}://, which is not async; use {expected}://"
+        ) from exc
+    except ModuleNotFoundError as exc:
+        package = _PACKAGES.get(url.get_driver_name(), exc.name or url.get_driver_name())
+        raise DriverError(
+            f"the database driver of {url.drivername}:// is not installed; run: "
+            f"pip install '{package}'"
+        ) from exc
+    prepare_engine(engine, busy_timeout=BUSY_TIMEOUT)
+    return engine
+
+
+class Database:
+    """An engine, and the one way to run work on it.
+
+    Args:
+        engine: Any async engine of a supported database.
+        owned: Whether `dispose` closes it: true for an engine that we made ourselves.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, owned: bool) -> None:
+        self.engine = engine
+        self.owned = owned
+        self.dialect = dialect_of(engine)
+
+    async def read(self, work: Work[T]) -> T:
+        """Run work that only reads.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        try:
+            return await self.dialect.read(self.engine, work)
+        except (sa.exc.SQLAlchemyError, OSError) as exc:
+            raise self._translated(exc) from exc
+
+    async def write(self, work: Work[T]) -> T:
+        """Run work in one transaction and commit it. Nothing is stored if it raises.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        try:
+            return await self.dialect.write(self.engine, work)
+        except (sa.exc.SQLAlchemyError, OSError) as exc:
+            raise self._translated(exc) from exc
+
+    async def dispose(self) -> None:
+        """Close the engine's connections, if the engine is ours."""
+        if self.owned:
+            await self.engine.dispose()
+
+    def _translated(self, exc: Exception) -> DatabaseError:
+        where = self.engine.url.render_as_string(hide_password=True)
+        if isinstance(exc, sa.exc.DBAPIError):
+            lost = exc.connection_invalidated or isinstance(exc, sa.exc.InterfaceError)
+            reason = f"{type(exc.orig).__name__}: {exc.orig}"
+        else:
+            lost = isinstance(exc, OSError | sa.exc.TimeoutError)
+            reason = f"{type(exc).__name__}: {exc}"
+        if lost:
+            return DatabaseUnavailableError(f"the database {where} cannot be reached: {reason}")
+        return DatabaseError(f"the database {where} refused: {reason}")

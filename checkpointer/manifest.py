@@ -1,0 +1,162 @@
+"""Manifests and their parts, to stored bytes and back. Pure functions; docs/format.md describes them.
+
+A manifest is what one checkpoint consists of: the checkpoint without its channel values, its
+metadata, and every channel's value; each either inline or as a tree of chunks. Stored bytes are
+sealed with a checksum, so that damage is found on reading.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+
+import ormsgpack
+
+from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, MAX_DEPTH, Tree
+
+FORMAT: Final = 1
+"""The version of the format that is written. Older ones stay readable."""
+
+SEAL_SIZE: Final = 8
+"""Bytes of the checksum before sealed bytes: BLAKE2b-64."""
+
+
+class FormatError(Exception):
+    """Stored bytes are altered, or of a format that this version does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value as the serde dumped it: its type tag, and its bytes or the tree that names them."""
+
+    type: str
+    content: bytes | Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one checkpoint consists of.
+
+    Attributes:
+        version: LangGraph's own version of the checkpoint's format, the `v` in the checkpoint.
+        checkpoint: The checkpoint without its channel values.
+        metadata: The whole metadata.
+        channels: The value of every channel, by name.
+    """
+
+    version: int
+    checkpoint: Value
+    metadata: Value
+    channels: dict[str, Value]
+
+    def values(self) -> Iterator[Value]:
+        """All values of the manifest."""
+        yield self.checkpoint
+        yield self.metadata
+        yield from self.channels.values()
+
+    def trees(self) -> Iterator[Tree]:
+        """The trees of all values that are not inline."""
+        for value in self.values():
+            if isinstance(value.content, Tree):
+                yield value.content
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """A manifest as it is stored: sealed, format byte first."""
+    body = [
+        manifest.version,
+        _pack_value(manifest.checkpoint),
+        _pack_value(manifest.metadata),
+        {name: _pack_value(value) for name, value in manifest.channels.items()},
+    ]
+    return seal(bytes([FORMAT]) + ormsgpack.packb(body))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """A stored manifest.
+
+    Raises:
+        FormatError: The bytes are altered, or of an unknown format.
+    """
+    body = unseal(data)
+    if body[:1] != bytes([FORMAT]):
+        raise FormatError(f"found manifest format {body[:1].hex()}, expected {FORMAT:02x}")
+    try:
+        version, checkpoint, metadata, channels = ormsgpack.unpackb(body[1:])
+        return Manifest(
+            int(version),
+            _unpack_value(checkpoint),
+            _unpack_value(metadata),
+            {str(name): _unpack_value(value) for name, value in channels.items()},
+        )
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise FormatError(f"a manifest cannot be decoded: {exc}") from exc
+
+
+def encode_content(content: bytes | Tree) -> bytes:
+    """The content of one value that is stored by itself, as a pending write is: sealed."""
+    return seal(ormsgpack.packb(_pack_tree(content)) if isinstance(content, Tree) else content)
+
+
+def decode_content(data: bytes, *, chunked: bool) -> bytes | Tree:
+    """The content of one value that is stored by itself.
+
+    Raises:
+        FormatError: The bytes are altered.
+    """
+    body = unseal(data)
+    if not chunked:
+        return body
+    try:
+        return _unpack_tree(ormsgpack.unpackb(body))
+    except (ValueError, TypeError) as exc:
+        raise FormatError(f"a tree cannot be decoded: {exc}") from exc
+
+
+def seal(body: bytes) -> bytes:
+    """`body` with its checksum before it."""
+    return blake2b(body, digest_size=SEAL_SIZE).digest() + body
+
+
+def unseal(data: bytes) -> bytes:
+    """The body of sealed bytes.
+
+    Raises:
+        FormatError: The checksum is not that of the body.
+    """
+    body = data[SEAL_SIZE:]
+    if blake2b(body, digest_size=SEAL_SIZE).digest() != data[:SEAL_SIZE]:
+        raise FormatError(f"found {len(data)} bytes that do not match their checksum")
+    return body
+
+
+def _pack_value(value: Value) -> list[Any]:
+    content = value.content
+    return [value.type, _pack_tree(content) if isinstance(content, Tree) else content]
+
+
+def _unpack_value(packed: Any) -> Value:
+    type_, content = packed
+    if not isinstance(type_, str):
+        raise TypeError(f"found the type tag {type_!r}, expected a string")
+    return Value(type_, content if isinstance(content, bytes) else _unpack_tree(content))
+
+
+def _pack_tree(tree: Tree) -> list[Any]:
+    return [tree.size, tree.depth, tree.head, tree.digests]
+
+
+def _unpack_tree(packed: Any) -> Tree:
+    size, depth, head, digests = packed
+    tree = Tree(head, size, depth, digests)
+    if (
+        not isinstance(head, bytes)
+        or not isinstance(digests, bytes)
+        or len(head) != HEAD_SIZE
+        or len(digests) % DIGEST_SIZE
+        or not 0 <= depth <= MAX_DEPTH
+        or size < HEAD_SIZE
+    ):
+        raise ValueError(f"found the impossible tree {tree!r}")
+    return tree
