@@ -130,7 +130,7 @@ def _get(chunks: Mapping[bytes, bytes], digest: bytes) -> bytes:
     try:
         return chunks[digest]
     except KeyError:
-        raise ChunkError(digest, "is missing") from None
+        raise ChunkError(digest, "is missing or altered") from None
 
 
 def _group(digests: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -1,0 +1,134 @@
+"""Sync calls over an event loop: the caller's own, or one in a background thread."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from typing import Any, ParamSpec, TypeVar, cast
+
+from checkpointer.errors import EventLoopError, SyncCallError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Bridge:
+    """The one event loop that a saver's work runs on.
+
+    It is bound by the first async call, to the loop that runs; or by the first sync call, to a loop
+    of its own in a background thread.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def bind(self) -> None:
+        """Bind to the running loop, or check that it is the one bound to.
+
+        Raises:
+            EventLoopError: It is another one, or the process was forked since.
+        """
+        running = asyncio.get_running_loop()
+        if self._loop is running and self._pid == os.getpid():
+            return
+        with self._lock:
+            if self._loop is None:
+                self._loop, self._pid = running, os.getpid()
+                return
+        self._check_alive()
+        raise EventLoopError(
+            "found a call from another event loop than the saver's own, expected one loop for all "
+            "calls, because its database connections belong to that loop; make one saver per "
+            "event loop with create_saver(...)"
+        )
+
+    def call(
+        self,
+        function: Callable[P, Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an async function on the saver's loop and wait for what it returns.
+
+        Raises:
+            SyncCallError: That loop is the one that runs here, which would wait for itself.
+            EventLoopError: That loop is closed, or the process was forked since.
+        """
+        loop = self._bound_or_started()
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            raise SyncCallError(
+                f"found the sync call {_sync_name(function)}() from the saver's own event loop, "
+                f"which would wait for itself; use `await saver.{_name(function)}(...)`, or "
+                f"`await graph.ainvoke(...)` in place of `graph.invoke(...)`"
+            )
+        return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """The items of an async generator; it is closed when the caller stops early."""
+        ended = object()
+
+        async def alist() -> T | object:
+            return await anext(items, ended)
+
+        item = self.call(alist)
+        try:
+            while item is not ended:
+                yield cast(T, item)
+                item = self.call(alist)
+        finally:
+            self.call(items.aclose)
+
+    def stop(self) -> None:
+        """End the background thread, if there is one."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+
+    def _bound_or_started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                self._thread = threading.Thread(
+                    target=_run, args=[self._loop], name="checkpointer loop", daemon=True
+                )
+                self._thread.start()
+        self._check_alive()
+        return self._loop
+
+    def _check_alive(self) -> None:
+        if self._pid != os.getpid():
+            raise EventLoopError(
+                f"found a saver that process {self._pid} has used in its fork {os.getpid()}, "
+                f"expected one saver per process; call create_saver(...) after the fork"
+            )
+        if self._loop is not None and self._loop.is_closed():
+            raise EventLoopError(
+                "found a saver whose event loop is closed, expected one loop for all calls; make "
+                "one saver per event loop, with `async with create_saver(...)` inside asyncio.run"
+            )
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "?").lstrip("_")
+
+
+def _sync_name(function: Callable[..., Any]) -> str:
+    return _name(function).removeprefix("a")

@@ -1,0 +1,127 @@
+"""The ancestors of a checkpoint, as far back as some channels' values must be rebuilt from."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import sqlalchemy as sa
+
+from checkpointer.chunking import Tree
+from checkpointer.manifest import Manifest
+from checkpointer.store import Store, StoredCheckpoint, batched, stored_checkpoint, stored_write
+
+PAGE: Final = 256
+"""Ancestors read at once."""
+
+
+@dataclass(slots=True)
+class History:
+    """A checkpoint's ancestors with their writes to some channels.
+
+    Attributes:
+        ancestors: From the parent backwards. Each holds its writes to the channels that are still
+            to be rebuilt there, and the chunks of these and of the seeds.
+        seeds: For each channel whose value an ancestor holds, the index of the nearest such one.
+    """
+
+    ancestors: list[StoredCheckpoint] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
+
+
+def walk(  # noqa: PLR0913 - the key has three parts
+    connection: sa.Connection,
+    store: Store,
+    thread_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str | None,
+    channels: Collection[str],
+) -> History:
+    """Walk back from a checkpoint, the namespace's latest where no id is given.
+
+    For each channel the walk ends at the nearest ancestor that holds its value, or at the root.
+    """
+    history = _walk(connection, store, thread_id, checkpoint_ns, checkpoint_id, channels)
+    if not _add_chunks(connection, store, history):
+        # A prune may have committed between the queries: read again before it counts as damage.
+        history = _walk(connection, store, thread_id, checkpoint_ns, checkpoint_id, channels)
+        _add_chunks(connection, store, history)
+    return history
+
+
+def _walk(  # noqa: PLR0913
+    connection: sa.Connection,
+    store: Store,
+    thread_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str | None,
+    channels: Collection[str],
+) -> History:
+    history = History()
+    remaining = set(channels)
+    for one in _ancestors(connection, store, thread_id, checkpoint_ns, checkpoint_id):
+        history.ancestors.append(one)
+        if isinstance(one.manifest, Manifest):
+            found = remaining & one.manifest.channels.keys()
+            history.seeds.update(dict.fromkeys(found, len(history.ancestors) - 1))
+            remaining -= found
+        if not remaining:
+            break
+    _add_writes(connection, store, history, channels)
+    return history
+
+
+def _ancestors(
+    connection: sa.Connection,
+    store: Store,
+    thread_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str | None,
+) -> Iterator[StoredCheckpoint]:
+    key = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+    if checkpoint_id is None:
+        latest = connection.execute(store.queries.latest_checkpoint, key).first()
+        checkpoint_id = latest and latest.checkpoint_id
+    seen: set[str] = set()
+    target = checkpoint_id
+    while checkpoint_id is not None and checkpoint_id not in seen:
+        parameters = {**key, "checkpoint_id": checkpoint_id, "limit": PAGE}
+        rows = connection.execute(store.queries.ancestors, parameters).all()
+        checkpoint_id = None
+        for row in rows:
+            if row.checkpoint_id in seen:  # a checkpoint that is its own ancestor
+                return
+            seen.add(row.checkpoint_id)
+            checkpoint_id = row.parent_checkpoint_id
+            if row.checkpoint_id != target:
+                yield stored_checkpoint(row)
+
+
+def _add_writes(
+    connection: sa.Connection, store: Store, history: History, channels: Collection[str]
+) -> None:
+    index = {
+        (one.thread_id, one.checkpoint_ns, one.checkpoint_id): i
+        for i, one in enumerate(history.ancestors)
+    }
+    for keys in batched(index, store.queries.dialect.max_list):
+        parameters = {"keys": keys, "channels": list(channels)}
+        for row in connection.execute(store.queries.channel_writes_of_many, parameters):
+            i = index[row.thread_id, row.checkpoint_ns, row.checkpoint_id]
+            if i <= history.seeds.get(row.channel, i):
+                history.ancestors[i].writes.append(stored_write(row))
+
+
+def _add_chunks(connection: sa.Connection, store: Store, history: History) -> bool:
+    trees: list[Tree] = []
+    for channel, i in history.seeds.items():
+        manifest = history.ancestors[i].manifest
+        content = isinstance(manifest, Manifest) and manifest.channels[channel].content
+        if isinstance(content, Tree):
+            trees.append(content)
+    for one in history.ancestors:
+        trees += [write.content for write in one.writes if isinstance(write.content, Tree)]
+    threads = sorted({one.thread_id for one in history.ancestors})
+    chunks, complete = store.chunks_of(connection, threads, trees)
+    for one in history.ancestors:
+        one.chunks = chunks
+    return complete

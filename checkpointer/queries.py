@@ -1,0 +1,239 @@
+"""Arguments to statements, built once for each kind of database. Executes nothing.
+
+Every statement names `thread_id`, but for the two that search over all threads: by `run_id`, and the
+list without a thread.
+"""
+
+from functools import cache, lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import bindparam
+
+from checkpointer.dialects import Dialect, dialect_named
+from checkpointer.tables import checkpoints, chunks, threads, writes
+
+CHECKPOINT_KEY = (
+    checkpoints.c.checkpoint_id,
+    checkpoints.c.thread_id,
+    checkpoints.c.checkpoint_ns,
+)
+"""The order of lists, descending: newest first over all threads and namespaces."""
+
+
+class Queries:
+    """The statements for one kind of database; parameters bear their columns' names."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._build_puts()
+        self._build_gets()
+        self._build_sweeps()
+        self._build_copies()
+
+    def _build_puts(self) -> None:
+        insert = self.dialect.insert
+        touch = insert(threads)
+        self.touch_thread = touch.on_conflict_do_update(
+            index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
+        )
+        self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(
+            self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
+        )
+        self.put_chunk = insert(chunks).on_conflict_do_nothing()
+        self.put_checkpoint = _replacing(insert(checkpoints))
+        self.put_write = insert(writes).on_conflict_do_nothing()
+        self.put_special_write = _replacing(insert(writes))
+
+    def _build_gets(self) -> None:
+        c, w = checkpoints.c, writes.c
+        row = sa.select(
+            c.thread_id,
+            c.checkpoint_ns,
+            c.checkpoint_id,
+            c.parent_checkpoint_id,
+            c.manifest,
+            threads.c.epoch,
+        ).outerjoin_from(checkpoints, threads, threads.c.thread_id == c.thread_id)
+        in_namespace = _same(checkpoints, "thread_id", "checkpoint_ns")
+        self._row = row
+        self.checkpoint = row.where(_same(checkpoints, *_KEY))
+        self.latest_checkpoint = (
+            row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
+        )
+        self.writes_of_one = sa.select(writes).where(_same(writes, *_KEY))
+        self.writes_of_many = sa.select(writes).where(
+            sa.tuple_(w.thread_id, w.checkpoint_ns, w.checkpoint_id).in_(
+                bindparam("keys", expanding=True)
+            )
+        )
+        self.channel_writes_of_many = self.writes_of_many.where(
+            self.dialect.is_any_of(w.channel, "channels")
+        )
+        self.chunks = sa.select(chunks.c.digest, chunks.c.data).where(
+            self.dialect.is_any_of(chunks.c.thread_id, "thread_ids"),
+            self.dialect.is_any_of(chunks.c.digest, "digests"),
+        )
+        self.ancestors = self._ancestors()
+
+    def _ancestors(self) -> sa.Select[Any]:
+        """A checkpoint and its ancestors, nearest first, `limit` of them at most."""
+        c = checkpoints.c
+        columns = (*_columns(checkpoints, *_KEY), c.parent_checkpoint_id, c.manifest)
+        start = (
+            sa.select(*columns, sa.null().label("epoch"), sa.literal(1).label("distance"))
+            .where(_same(checkpoints, *_KEY))
+            .cte("ancestors", recursive=True)
+        )
+        line = start.union_all(
+            sa.select(*columns, sa.null(), start.c.distance + 1).where(
+                _same(checkpoints, "thread_id", "checkpoint_ns"),
+                c.checkpoint_id == start.c.parent_checkpoint_id,
+                start.c.distance < bindparam("limit", type_=sa.Integer),
+            )
+        )
+        return sa.select(line).order_by(line.c.distance)
+
+    def _build_sweeps(self) -> None:
+        any_of = self.dialect.is_any_of
+        in_thread = _same(checkpoints, "thread_id")
+        # Everything that deletes holds the thread's row, as every put does, so neither sees half
+        # of the other.
+        self.lock_thread = (
+            sa.select(threads.c.epoch).where(_same(threads, "thread_id")).with_for_update()
+        )
+        self.raise_epoch = (
+            sa.update(threads)
+            .where(threads.c.thread_id == bindparam("of_thread"))
+            .values(epoch=threads.c.epoch + 1)
+        )
+        self.manifests = sa.select(
+            checkpoints.c.checkpoint_ns,
+            checkpoints.c.checkpoint_id,
+            checkpoints.c.parent_checkpoint_id,
+            checkpoints.c.metadata,
+            checkpoints.c.manifest,
+        ).where(in_thread)
+        self.chunked_writes = sa.select(writes).where(
+            _same(writes, "thread_id"), writes.c.chunked
+        )
+        self.digests = sa.select(chunks.c.digest).where(_same(chunks, "thread_id"))
+        self.threads_of_runs = (
+            sa.select(checkpoints.c.thread_id)
+            .where(any_of(checkpoints.c.run_id, "run_ids"))
+            .distinct()
+            .order_by(checkpoints.c.thread_id)
+        )
+        self.checkpoints_of_runs = sa.select(
+            checkpoints.c.checkpoint_ns, checkpoints.c.checkpoint_id
+        ).where(in_thread, any_of(checkpoints.c.run_id, "run_ids"))
+        self.any_rows = sa.select(
+            sa.exists(sa.select(sa.literal(1)).where(in_thread)),
+            sa.exists(sa.select(sa.literal(1)).where(_same(writes, "thread_id"))),
+        )
+        self.delete_checkpoints = self._delete_some(checkpoints, checkpoints.c.checkpoint_id)
+        self.delete_writes = self._delete_some(writes, writes.c.checkpoint_id)
+        self.delete_chunks = sa.delete(chunks).where(
+            _same(chunks, "thread_id"), any_of(chunks.c.digest, "digests")
+        )
+        self.orphan_checkpoints = (
+            sa.update(checkpoints)
+            .where(
+                checkpoints.c.thread_id == bindparam("of_thread"),
+                checkpoints.c.checkpoint_ns == bindparam("of_namespace"),
+                any_of(checkpoints.c.parent_checkpoint_id, "checkpoint_ids"),
+            )
+            .values(parent_checkpoint_id=None)
+        )
+        self.delete_thread = [
+            sa.delete(table).where(_same(table, "thread_id"))
+            for table in (writes, checkpoints, chunks, threads)
+        ]
+        self.delete_namespace = [
+            sa.delete(table).where(_same(table, "thread_id", "checkpoint_ns"))
+            for table in (writes, checkpoints)
+        ]
+
+    def _build_copies(self) -> None:
+        self.copy_thread = [
+            self._copy(chunks).on_conflict_do_nothing(),
+            _replacing(self._copy(checkpoints)),
+            _replacing(self._copy(writes)),
+        ]
+
+    @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
+    def page(  # noqa: PLR0913 - one flag a condition
+        self,
+        *,
+        thread: bool,
+        namespace: bool,
+        checkpoint: bool,
+        before: bool,
+        metadata: bool,
+        cursor: bool,
+    ) -> sa.Select[Any]:
+        """A page of checkpoints, newest first, with those conditions; the parameters bear the flags'
+        names, or their columns', `limit`, and `after_` and the column's name for the cursor.
+        """
+        c = checkpoints.c
+        # Within one thread, all rows are sorted: walking the index on checkpoint_id until enough
+        # of the thread's rows turn up would pass over every newer row of every other thread.
+        newest = sa.cast(c.checkpoint_id.concat(""), sa.Text) if thread and not namespace else None
+        order = [newest if newest is not None else c.checkpoint_id, c.thread_id, c.checkpoint_ns]
+        statement = self._row.order_by(*(column.desc() for column in order))
+        statement = statement.limit(bindparam("limit", type_=sa.Integer))
+        if thread:
+            statement = statement.where(_same(checkpoints, "thread_id"))
+        if namespace:
+            statement = statement.where(_same(checkpoints, "checkpoint_ns"))
+        if checkpoint:
+            statement = statement.where(_same(checkpoints, "checkpoint_id"))
+        if before:
+            statement = statement.where(c.checkpoint_id < bindparam("before"))
+        if metadata:
+            statement = statement.where(self.dialect.json_contains(c.metadata, "filter"))
+        if cursor:
+            after = [bindparam(f"after_{column.name}", type_=column.type) for column in CHECKPOINT_KEY]
+            statement = statement.where(sa.tuple_(*CHECKPOINT_KEY) < sa.tuple_(*after))
+        return statement
+
+    def _delete_some(self, table: sa.Table, column: sa.Column[str]) -> sa.Delete:
+        return sa.delete(table).where(
+            _same(table, "thread_id", "checkpoint_ns"),
+            self.dialect.is_any_of(column, "checkpoint_ids"),
+        )
+
+    def _copy(self, table: sa.Table) -> Any:
+        columns = [column.name for column in table.c]
+        source = sa.select(
+            bindparam("target", type_=table.c.thread_id.type),
+            *(table.c[name] for name in columns if name != "thread_id"),
+        ).where(table.c.thread_id == bindparam("source"))
+        ordered = ["thread_id", *(name for name in columns if name != "thread_id")]
+        return self.dialect.insert(table).from_select(ordered, source)
+
+
+_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
+
+
+def _same(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
+    return sa.and_(*(table.c[name] == bindparam(name, type_=table.c[name].type) for name in columns))
+
+
+def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
+    return [table.c[name] for name in names]
+
+
+def _replacing(insert: Any) -> Any:
+    """An INSERT that takes the place of the row with its key."""
+    table: sa.Table = insert.table
+    return insert.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={c.name: insert.excluded[c.name] for c in table.c if not c.primary_key},
+    )
+
+
+@lru_cache
+def queries_for(dialect_name: str) -> Queries:
+    """The statements for that kind of database."""
+    return Queries(dialect_named(dialect_name))

@@ -1,0 +1,446 @@
+"""LangGraph's `BaseCheckpointSaver` over a `Backend`: the contract, async and sync."""
+
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+import sqlalchemy as sa
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpointer import history, threads
+from checkpointer.backend import Backend
+from checkpointer.codec import Decoder, Encoder, config_for, full_metadata, identifier, key_of, node_of
+from checkpointer.errors import InvalidInputError
+from checkpointer.projection import project_filter
+from checkpointer.serde import LosslessSerializer
+
+STRATEGIES: Final = ("keep_latest", "delete")
+
+FIRST_PAGE: Final = 16
+LAST_PAGE: Final = 128
+"""Checkpoints that a list reads at once: few at first, because many callers stop early."""
+
+
+class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
+    """Stores LangGraph's checkpoints in a SQL database. Made by `create_saver`.
+
+    Every async method has a sync twin, for calls from other threads than the event loop's and for
+    programs without one. All of them raise the errors of `checkpointer.errors`:
+    `InvalidInputError`, `SerializationError`, `DamagedDataError`, `SchemaError`, `UsageError` and
+    `DatabaseError`. A put has committed when it returns; one that raises has stored nothing.
+
+    Args:
+        backend: The running parts, shared by clones of this saver.
+        serde: How values become bytes; without one, LangGraph's own, made lossless.
+    """
+
+    def __init__(self, backend: Backend, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde or LosslessSerializer())
+        self._backend = backend
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine that the saver works on."""
+        return self._backend.database.engine
+
+    async def setup(self) -> None:
+        """Bring the database's schema to the revision that this version needs.
+
+        The same as `checkpointer upgrade` and `alembic upgrade head`. SQLite files are upgraded on
+        first use without it.
+        """
+        await self._backend.setup()
+
+    async def aclose(self) -> None:
+        """Let calls under way finish, then close the connections, unless the engine was passed in.
+
+        Later calls raise `SaverClosedError`.
+        """
+        await self._backend.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that `config` names, the namespace's latest without a `checkpoint_id`.
+
+        Args:
+            config: With `thread_id`; `checkpoint_ns` is the root one if left out.
+
+        Returns:
+            The checkpoint with its pending writes in the order in which a run applies them, or
+            `None` if there is none.
+        """
+        key = key_of(config, self._backend.database.dialect)
+        stored = await self._backend.read(
+            partial(
+                self._backend.store.get,
+                thread_id=key.thread_id,
+                checkpoint_ns=key.namespace,
+                checkpoint_id=key.checkpoint_id,
+                sends_channel=TASKS,
+            )
+        )
+        return stored and self._tuple(stored)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Checkpoints by descending id, which means newest first.
+
+        Pages are read as the caller goes on, and no connection is held in between: the saver may be
+        used inside the loop, and breaking out of it leaks nothing.
+
+        Args:
+            config: The thread, and with `checkpoint_ns` or `checkpoint_id` one namespace or
+                checkpoint of it; `None` for all threads.
+            filter: A JSON object that the metadata must contain, by the rules of PostgreSQL's `@>`.
+            before: Only checkpoints whose id is less than that of this config.
+            limit: At most so many.
+
+        Yields:
+            One checkpoint after the other.
+        """
+        if limit is not None and limit < 0:
+            raise InvalidInputError(f"found the limit {limit}, expected 0 or more, or None for all")
+        parameters = self._conditions(config, filter, before)
+        page_size = FIRST_PAGE
+        left = limit
+        while left is None or left > 0:
+            count = page_size if left is None else min(page_size, left)
+            page, cut = await self._backend.read(
+                partial(
+                    self._backend.store.page,
+                    statement=self._page_statement(parameters),
+                    parameters={**parameters, "limit": count},
+                    sends_channel=TASKS,
+                )
+            )
+            for stored in page:
+                yield self._tuple(stored)
+            if len(page) < count and not cut:
+                return
+            last = page[-1]
+            parameters["after_thread_id"] = last.thread_id
+            parameters["after_checkpoint_ns"] = last.checkpoint_ns
+            parameters["after_checkpoint_id"] = last.checkpoint_id
+            page_size = min(page_size * 2, LAST_PAGE)
+            left = None if left is None else left - len(page)
+
+    def _conditions(
+        self,
+        config: RunnableConfig | None,
+        filter_: dict[str, Any] | None,
+        before: RunnableConfig | None,
+    ) -> dict[str, Any]:
+        """The parameters of `Queries.page`; those that are there say which conditions hold."""
+        parameters: dict[str, Any] = {}
+        if config is not None:
+            key = key_of(config, self._backend.database.dialect)
+            parameters["thread_id"] = key.thread_id
+            if key.checkpoint_ns is not None:
+                parameters["checkpoint_ns"] = key.checkpoint_ns
+            if key.checkpoint_id is not None:
+                parameters["checkpoint_id"] = key.checkpoint_id
+        if filter_ is not None and (projected := project_filter(filter_)):
+            parameters["filter"] = projected
+        before_id = (before or {}).get("configurable", {}).get("checkpoint_id")
+        if before_id:
+            parameters["before"] = self._identifier("checkpoint_id", before_id)
+        return parameters
+
+    def _page_statement(self, parameters: Mapping[str, Any]) -> sa.Select[Any]:
+        return self._backend.store.queries.page(
+            thread="thread_id" in parameters,
+            namespace="checkpoint_ns" in parameters,
+            checkpoint="checkpoint_id" in parameters,
+            before="before" in parameters,
+            metadata="filter" in parameters,
+            cursor="after_thread_id" in parameters,
+        )
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; one with the same id is replaced.
+
+        Args:
+            config: With `thread_id`; its `checkpoint_id`, if any, names the parent.
+            checkpoint: All of its channel values are stored.
+            metadata: Stored whole; simple values of the config are added to it.
+            new_versions: Not needed: which values are new is told by their bytes.
+
+        Returns:
+            The config that names the stored checkpoint.
+        """
+        del new_versions
+        key = key_of(config, self._backend.database.dialect)
+        put = self._encoder(config).checkpoint(checkpoint, full_metadata(config, metadata))
+        await self._backend.put(put)
+        return config_for(key.thread_id, key.namespace, put.row["checkpoint_id"])
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store a task's writes with a checkpoint, which need not be stored yet.
+
+        Writes to special channels (errors, interrupts) take the place of the task's earlier ones;
+        others keep the first.
+
+        Args:
+            config: With `thread_id` and `checkpoint_id`.
+            writes: Pairs of channel and value.
+            task_id: The task.
+            task_path: Its path, by which writes are ordered when a run applies them.
+        """
+        if key_of(config, self._backend.database.dialect).checkpoint_id is None:
+            raise InvalidInputError(
+                "found a config without a checkpoint_id, expected the one of the checkpoint that "
+                "the writes belong to; pass the config that aput returned"
+            )
+        put = self._encoder(config).writes(writes, task_id, task_path)
+        if put.rows or put.special_rows:
+            await self._backend.put(put)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything of a thread; nothing happens if there is none."""
+        thread_id = self._identifier("thread_id", thread_id)
+        await self._backend.write(
+            partial(threads.delete_thread, store=self._backend.store, thread_id=thread_id)
+        )
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints, with their writes, whose metadata has one of these `run_id`s.
+
+        One transaction a thread. A `DeltaChannel` whose history ran through them is read from what
+        is left.
+        """
+        run_ids = self._identifiers("run_id", run_ids)
+        store = self._backend.store
+        found = await self._backend.read(
+            partial(threads.threads_of_runs, store=store, run_ids=run_ids)
+        )
+        for thread_id in found:
+            await self._backend.write(
+                partial(threads.delete_runs, store=store, thread_id=thread_id, run_ids=run_ids)
+            )
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all checkpoints and writes of a thread, inside the database.
+
+        Checkpoints and writes of the target with the same keys are replaced; its others stay.
+        """
+        source = self._identifier("thread_id", source_thread_id)
+        target = self._identifier("thread_id", target_thread_id)
+        store = self._backend.store
+        await self._backend.write(
+            partial(threads.copy_thread, store=store, source=source, target=target)
+        )
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete checkpoints that are no longer needed, one transaction a thread.
+
+        Args:
+            thread_ids: The threads.
+            strategy: `"keep_latest"` keeps the latest checkpoint of each namespace, and the
+                ancestors that a `DeltaChannel` of it is rebuilt from; it drops the namespaces of
+                subgraph calls that have finished. `"delete"` deletes the threads.
+        """
+        thread_ids = self._identifiers("thread_id", thread_ids)
+        store = self._backend.store
+        if strategy not in STRATEGIES:
+            raise InvalidInputError(
+                f"found the prune strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}"
+            )
+        for thread_id in thread_ids:
+            if strategy == "delete":
+                work = partial(threads.delete_thread, store=store, thread_id=thread_id)
+            else:
+                work = partial(
+                    threads.keep_latest,
+                    store=store,
+                    thread_id=thread_id,
+                    node_of=node_of,
+                    sends_channel=TASKS,
+                )
+            await self._backend.write(work)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What the ancestors of a checkpoint contributed to some channels.
+
+        Args:
+            config: The checkpoint, the namespace's latest without a `checkpoint_id`.
+            channels: Names of channels.
+
+        Returns:
+            For each channel the writes on the way to the checkpoint, oldest first, and as `seed`
+            the value that the nearest ancestor holds, if one does.
+        """
+        if not channels:
+            return {}
+        key = key_of(config, self._backend.database.dialect)
+        found = await self._backend.read(
+            partial(
+                history.walk,
+                store=self._backend.store,
+                thread_id=key.thread_id,
+                checkpoint_ns=key.namespace,
+                checkpoint_id=key.checkpoint_id,
+                channels=channels,
+            )
+        )
+        return {channel: self._channel_history(found, channel) for channel in channels}
+
+    def _channel_history(self, found: history.History, channel: str) -> DeltaChannelHistory:
+        line = found.ancestors[: found.seeds.get(channel, len(found.ancestors)) + 1]
+        writes: list[PendingWrite] = []
+        for one in reversed(line):
+            decoder = Decoder(self.serde, one)
+            decoder.manifest()
+            writes += decoder.writes(w for w in one.writes if w.channel == channel)
+        if channel not in found.seeds:
+            return {"writes": writes}
+        decoder = Decoder(self.serde, line[-1])
+        return {"writes": writes, "seed": decoder.channel(decoder.manifest(), channel)}
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """The next version of a channel, in the official savers' format, which sorts as text."""
+        del channel
+        number = int(str(current).split(".")[0]) + 1 if current is not None else 1
+        return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
+
+    # The sync twins.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The sync twin of `aclose`."""
+        self._backend.bridge.call(self.aclose)
+        self._backend.bridge.stop()
+
+    def setup_sync(self) -> None:
+        """The sync twin of `setup`."""
+        self._backend.bridge.call(self.setup)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The sync twin of `aget_tuple`."""
+        return self._backend.bridge.call(self.aget_tuple, config)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """The sync twin of `alist`."""
+        found = self.alist(config, filter=filter, before=before, limit=limit)
+        return self._backend.bridge.iterate(found)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """The sync twin of `aput`."""
+        return self._backend.bridge.call(self.aput, config, checkpoint, metadata, new_versions)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """The sync twin of `aput_writes`."""
+        self._backend.bridge.call(self.aput_writes, config, writes, task_id, task_path)
+
+    def delete_thread(self, thread_id: str) -> None:
+        """The sync twin of `adelete_thread`."""
+        self._backend.bridge.call(self.adelete_thread, thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """The sync twin of `adelete_for_runs`."""
+        self._backend.bridge.call(self.adelete_for_runs, run_ids)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """The sync twin of `acopy_thread`."""
+        self._backend.bridge.call(self.acopy_thread, source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """The sync twin of `aprune`."""
+        self._backend.bridge.call(self.aprune, thread_ids, strategy=strategy)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """The sync twin of `aget_delta_channel_history`."""
+        return self._backend.bridge.call(
+            self.aget_delta_channel_history, config=config, channels=channels
+        )
+
+    def _encoder(self, config: RunnableConfig) -> Encoder:
+        dialect = self._backend.database.dialect
+        return Encoder(self.serde, dialect, key_of(config, dialect))
+
+    def _tuple(self, stored: Any) -> CheckpointTuple:
+        return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))
+
+    def _identifier(self, kind: str, value: object) -> str:
+        return identifier(kind, value, self._backend.database.dialect)
+
+    def _identifiers(self, kind: str, values: Sequence[object]) -> Sequence[str]:
+        if isinstance(values, str):
+            raise InvalidInputError(
+                f"found the single {kind} {values!r}, expected a sequence of them; pass [{values!r}]"
+            )
+        return [self._identifier(kind, value) for value in values]

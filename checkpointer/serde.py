@@ -1,0 +1,161 @@
+r"""The default serde: LangGraph's `JsonPlusSerializer`, except that it alters no string.
+
+The stock encoder writes a lone surrogate as "?" and refuses one in a dict's key. They do occur: in
+a model's tool calls, as broken JSON escapes, and in file names, as bytes that are no text. Here
+
+    a string "\ud800"               is packed as str(b"\xed\xa0\x80", "utf-8", "surrogatepass")
+    a dict {"\ud800": 1}            as dict([["\ud800", 1]])
+    a tuple among that dict's keys  as tuple([...])
+
+each in the extension type that the stock encoder has for calls, so that the stock decoder restores
+them at any depth. All else is packed to the very bytes of the stock encoder.
+"""
+
+import pickle
+from collections.abc import Callable
+from enum import Enum
+from types import FunctionType, SimpleNamespace
+from typing import Any, Final
+
+import ormsgpack
+from langgraph.checkpoint.serde import _msgpack, jsonplus
+
+# Private: the encoder's options, its hook for what is no plain value, and what makes the decoder's
+# hook. The first two hold the format that must not differ; `langgraph-checkpoint<4.4` pins them.
+from langgraph.checkpoint.serde.jsonplus import (
+    EXT_CONSTRUCTOR_POS_ARGS,
+    JsonPlusSerializer,
+    _create_msgpack_ext_hook,
+    _msgpack_default,
+    _option,
+)
+
+_STRICT: Final = _option & ~ormsgpack.OPT_REPLACE_SURROGATES
+
+
+class LosslessSerializer(JsonPlusSerializer):
+    """`JsonPlusSerializer` that keeps lone surrogates, in values and in keys.
+
+    The options mean what they mean there. An allowlist never blocks the calls of this module.
+    """
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Return the encoding's name and the bytes of a value.
+
+        Raises:
+            ormsgpack.MsgpackEncodeError: As the stock serializer does, but never for surrogates.
+        """
+        if obj is None or isinstance(obj, bytes | bytearray):
+            return super().dumps_typed(obj)
+        try:
+            return "msgpack", _pack(obj)
+        except ormsgpack.MsgpackEncodeError:
+            if self.pickle_fallback:
+                return "pickle", pickle.dumps(obj)
+            raise
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Return the value that `dumps_typed` of this or of the stock serializer encoded."""
+        encoding, packed = data
+        if encoding != "msgpack" or self._custom_unpack_ext_hook:
+            return super().loads_typed(data)
+        hook = _create_ext_hook(self._allowed_msgpack_modules)
+        return ormsgpack.unpackb(packed, ext_hook=hook, option=ormsgpack.OPT_NON_STR_KEYS)
+
+
+def _pack(value: Any) -> bytes:
+    try:
+        return _pack_strictly(value)
+    except ormsgpack.MsgpackEncodeError as exc:
+        # Surrogates inside an object fail with the same message as any other fault in it. So all
+        # failures get the second try: what is wrong besides surrogates fails there as before.
+        try:
+            return _pack_escaped(value)
+        except RecursionError:  # of `_escape`, by a cycle: ormsgpack has an error of its own
+            raise exc from None
+
+
+def _pack_strictly(value: Any) -> bytes:
+    return ormsgpack.packb(value, default=_strict_default, option=_STRICT)
+
+
+def _pack_escaped(value: Any) -> bytes:
+    return ormsgpack.packb(_escape(value), default=_escaping_default, option=_STRICT)
+
+
+def _escape(value: Any) -> Any:
+    """Replace what holds surrogates, down to the objects that ormsgpack hands to its hook."""
+    if isinstance(value, Enum):
+        return value
+    if isinstance(value, str):
+        return _escape_text(value)
+    if isinstance(value, dict):
+        # `map` instead of a comprehension takes half the stack on Python 3.11.
+        items = zip(value, map(_escape, value.values()), strict=True)
+        if any(map(_is_broken, value)):
+            return _call("dict", [(_as_value(key), item) for key, item in items])
+        return dict(items)
+    if isinstance(value, list) or type(value) is tuple:
+        return list(map(_escape, value))
+    return value
+
+
+def _escape_text(text: str) -> str | ormsgpack.Ext:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _call("str", text.encode("utf-8", "surrogatepass"), "utf-8", "surrogatepass")
+    return text
+
+
+def _call(name: str, *args: Any) -> ormsgpack.Ext:
+    """Return the call of a builtin with arguments that are escaped already."""
+    call = ("builtins", name, args)
+    data = ormsgpack.packb(call, default=_escaping_default, option=_STRICT)
+    return ormsgpack.Ext(EXT_CONSTRUCTOR_POS_ARGS, data)
+
+
+def _is_broken(key: Any) -> bool:
+    """Whether a string, or a key that ormsgpack packs as one or that holds one, has surrogates."""
+    if isinstance(key, Enum):
+        return _is_broken(key.value)
+    if isinstance(key, tuple):
+        return any(map(_is_broken, key))
+    return isinstance(key, str) and _escape_text(key) is not key
+
+
+def _as_value(key: Any) -> Any:
+    """Return a dict's key, as the stock serializer would load it, escaped as a value."""
+    if isinstance(key, Enum):
+        return _as_value(key.value)
+    if isinstance(key, str):
+        return _escape_text(key)
+    if type(key) is tuple:  # an array would load as a list, which is no key
+        return _call("tuple", list(map(_as_value, key)))
+    plain = ormsgpack.packb({key: None}, option=_STRICT)
+    return next(iter(ormsgpack.unpackb(plain, option=ormsgpack.OPT_NON_STR_KEYS)))
+
+
+def _rebind(function: Any, **names: object) -> Callable[..., Any]:
+    """Return a copy of a function of `jsonplus` to which these names mean something else there.
+
+    A copy keeps the order of its checks and whatever a release adds. A wrapper would not do: the
+    hooks call themselves for what is nested.
+    """
+    return FunctionType(function.__code__, vars(jsonplus) | names)
+
+
+_strict_default = _rebind(_msgpack_default, _msgpack_enc=_pack_strictly)
+_rebound_default = _rebind(_msgpack_default, _msgpack_enc=_pack_escaped)
+
+
+def _escaping_default(obj: Any) -> Any:
+    return _escape(_rebound_default(obj))  # an exception is packed as its repr, a string
+
+
+# As safe types the calls pass every allowlist, and nobody is warned of them.
+_CALLS: Final = frozenset({("builtins", "dict"), ("builtins", "str"), ("builtins", "tuple")})
+_SAFE: Final = {"SAFE_MSGPACK_TYPES": _msgpack.SAFE_MSGPACK_TYPES | _CALLS}
+_create_ext_hook = _rebind(
+    _create_msgpack_ext_hook, _lg_msgpack=SimpleNamespace(**vars(_msgpack) | _SAFE)
+)

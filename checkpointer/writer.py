@@ -1,0 +1,91 @@
+"""Group commit: puts that arrive while a transaction is under way share the next one."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from checkpointer.engine import Database
+from checkpointer.store import Put, Store
+
+MAX_BATCH: Final = 256
+"""Puts in one transaction at most."""
+
+MAX_BATCH_BYTES: Final = 16 << 20
+"""Bytes of chunks after which a batch takes no further put."""
+
+Waiting = tuple[Put, "asyncio.Future[None]"]
+
+
+class Writer:
+    """Commits puts in batches, over all threads.
+
+    An idle writer starts at once, without a timer. A put that fails, fails alone: its batch is run
+    again, one by one. Cancelling a caller takes its put back if it has not been started, and leaves
+    it to finish otherwise.
+    """
+
+    def __init__(self, database: Database, store: Store) -> None:
+        self._database = database
+        self._store = store
+        self._waiting: deque[Waiting] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def put(self, put: Put) -> None:
+        """Store a checkpoint or writes. Returns when the transaction has committed.
+
+        Raises:
+            DatabaseError: The database refused or failed; nothing of it was stored.
+        """
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((put, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="checkpointer writer")
+        await future
+
+    async def drain(self) -> None:
+        """Wait until every put that was started has ended."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            while batch := self._take():
+                await self._commit(batch)
+        finally:
+            self._task = None
+            # Only where this task itself was cancelled, as a closing loop does.
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
+
+    def _take(self) -> list[Waiting]:
+        batch: list[Waiting] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            put, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((put, future))
+                size += sum(map(len, put.chunks.values()))
+        return batch
+
+    async def _commit(self, batch: Sequence[Waiting]) -> None:
+        puts = [put for put, _ in batch]
+        try:
+            epochs = await self._database.write(partial(self._store.put, batch=puts))
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
+            if len(batch) > 1:
+                for one in batch:
+                    await self._commit([one])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(exc)
+            return
+        self._store.learn(puts, epochs)
+        for _, future in batch:
+            if not future.done():
+                future.set_result(None)
