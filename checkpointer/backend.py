@@ -1,4 +1,4 @@
-"""The running parts of one saver, which its clones share: loop, schema check, reads, writes, end."""
+"""The running parts of one saver, which its clones share: loop, schema check, work, end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,8 @@ from checkpointer.dialects import Work
 from checkpointer.engine import Database
 from checkpointer.errors import SaverClosedError
 from checkpointer.queries import queries_for
-from checkpointer.store import Put, Store
+from checkpointer.records import Put
+from checkpointer.store import Store
 from checkpointer.writer import Writer
 
 T = TypeVar("T")

@@ -80,7 +80,7 @@ class Bridge:
         item = self.call(alist)
         try:
             while item is not ended:
-                yield cast(T, item)
+                yield cast("T", item)
                 item = self.call(alist)
         finally:
             self.call(items.aclose)

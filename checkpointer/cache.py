@@ -4,7 +4,7 @@ Both memories are safe to use from several threads: SQLite's work runs in its co
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from threading import Lock
 from typing import Final
 
@@ -64,32 +64,29 @@ class StoredChunks:
 
     def __init__(self, max_digests: int = 1 << 17) -> None:
         self.max_digests = max_digests
-        self._known: OrderedDict[tuple[str, str], tuple[int, frozenset[bytes]]] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[int, frozenset[bytes]]] = OrderedDict()
         self._count = 0
         self._lock = Lock()
 
-    def get(self, thread_id: str, checkpoint_ns: str, epoch: int) -> frozenset[bytes]:
+    def get(self, namespace: Hashable, epoch: int) -> frozenset[bytes]:
         """The digests known to be stored, if `epoch` is still the one they were learned under."""
         with self._lock:
-            known_epoch, digests = self._known.get((thread_id, checkpoint_ns), (epoch, frozenset()))
+            known_epoch, digests = self._known.get(namespace, (epoch, frozenset()))
         return digests if known_epoch == epoch else frozenset()
 
-    def learn(
-        self, thread_id: str, checkpoint_ns: str, epoch: int, digests: frozenset[bytes]
-    ) -> None:
+    def learn(self, namespace: Hashable, epoch: int, digests: frozenset[bytes]) -> None:
         """Remember what the namespace's latest checkpoint consists of, in place of the one before.
 
         Chunks of older checkpoints are forgotten: the next put hardly ever names them again.
         """
-        key = (thread_id, checkpoint_ns)
         with self._lock:
-            if key in self._known:
-                self._drop(key)
-            self._known[key] = (epoch, digests)
+            if namespace in self._known:
+                self._drop(namespace)
+            self._known[namespace] = (epoch, digests)
             self._count += 1 + len(digests)
             while self._count > self.max_digests:
                 self._drop(next(iter(self._known)))
 
-    def _drop(self, key: tuple[str, str]) -> None:
+    def _drop(self, namespace: Hashable) -> None:
         # A namespace without chunks counts as one digest, so that any number of them is bounded.
-        self._count -= 1 + len(self._known.pop(key)[1])
+        self._count -= 1 + len(self._known.pop(namespace)[1])

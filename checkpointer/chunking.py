@@ -1,9 +1,9 @@
 """Bytes to chunks and back: content-defined chunking, digests and trees. Pure functions.
 
-Long bytes are cut by FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data
-Deduplication Based Storage Systems", IEEE TPDS 31(9), 2020), so that an append or an edit changes
-the chunks near it and no others. Each chunk is named by its digest. A long list of digests is cut
-in turn into nodes, which are stored as chunks as well: a tree, as in git and restic.
+Long bytes are cut by FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for
+Data Deduplication Based Storage Systems", IEEE TPDS 31(9), 2020), so that an append or an edit
+changes the chunks near it and no others. Each chunk is named by its digest. A long list of digests
+is cut in turn into nodes, which are stored as chunks as well: a tree, as in git and restic.
 
 The constants here are part of the storage format (docs/format.md) and pinned by golden vectors.
 """

@@ -1,7 +1,7 @@
 """LangGraph's checkpoints and writes, to what is stored and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -27,8 +27,14 @@ from checkpointer.manifest import (
     encode_content,
     encode_manifest,
 )
-from checkpointer.projection import project
-from checkpointer.store import PutCheckpoint, PutWrites, StoredCheckpoint, StoredWrite
+from checkpointer.projection import project, project_filter
+from checkpointer.records import (
+    Namespace,
+    PutCheckpoint,
+    PutWrites,
+    StoredCheckpoint,
+    StoredWrite,
+)
 from checkpointer.threads import Node
 
 CHANNEL_INLINE: Final = 256
@@ -56,9 +62,9 @@ class Key:
     checkpoint_id: str | None
 
     @property
-    def namespace(self) -> str:
-        """The namespace, the root one where the config does not say."""
-        return self.checkpoint_ns or ""
+    def namespace(self) -> Namespace:
+        """The namespace, the root graph's where the config does not say."""
+        return Namespace(self.thread_id, self.checkpoint_ns or "")
 
 
 def key_of(config: RunnableConfig, dialect: Dialect) -> Key:
@@ -81,7 +87,31 @@ def key_of(config: RunnableConfig, dialect: Dialect) -> Key:
         ("checkpoint_id", configurable.get("checkpoint_id") or None),
     ):
         parts.append(None if value is None else identifier(kind, value, dialect))
-    return Key(cast(str, parts[0]), parts[1], parts[2])
+    return Key(cast("str", parts[0]), parts[1], parts[2])
+
+
+def conditions_of(
+    config: RunnableConfig | None,
+    filter_: dict[str, Any] | None,
+    before: RunnableConfig | None,
+    dialect: Dialect,
+) -> dict[str, Any]:
+    """The parameters of a list; which of them are there says which conditions hold.
+
+    Raises:
+        InvalidInputError: The config names no thread, or the database cannot hold an identifier.
+        InvalidFilterError: The filter is not a JSON object.
+    """
+    conditions: dict[str, Any] = {}
+    if config is not None:
+        named = asdict(key_of(config, dialect))
+        conditions = {name: value for name, value in named.items() if value is not None}
+    if filter_ is not None and (projected := project_filter(filter_)):
+        conditions["filter"] = projected
+    before_id = (before or {}).get("configurable", {}).get("checkpoint_id")
+    if before_id:
+        conditions["before"] = identifier("checkpoint_id", before_id, dialect)
+    return conditions
 
 
 def identifier(kind: str, value: object, dialect: Dialect) -> str:
@@ -95,15 +125,9 @@ def identifier(kind: str, value: object, dialect: Dialect) -> str:
     return text
 
 
-def config_for(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
+def config_for(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
     """The config that names a checkpoint."""
-    return {
-        "configurable": {
-            "thread_id": thread_id,
-            "checkpoint_ns": checkpoint_ns,
-            "checkpoint_id": checkpoint_id,
-        }
-    }
+    return {"configurable": {**namespace.parameters(), "checkpoint_id": checkpoint_id}}
 
 
 def full_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> dict[str, Any]:
@@ -173,19 +197,16 @@ class Encoder:
         if run_id is not None:
             run_id = self._identifier("run_id", run_id)
         row = {
-            "thread_id": self._key.thread_id,
-            "checkpoint_ns": self._key.namespace,
+            **self._key.namespace.parameters(),
             "checkpoint_id": self._identifier("checkpoint_id", checkpoint["id"]),
             "parent_checkpoint_id": self._key.checkpoint_id,
             "run_id": run_id,
             "metadata": project(metadata),
             "manifest": encode_manifest(manifest),
         }
-        return PutCheckpoint(self._key.thread_id, self._key.namespace, row, self.chunks)
+        return PutCheckpoint(self._key.namespace, row, self.chunks)
 
-    def writes(
-        self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> PutWrites:
+    def writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> PutWrites:
         """Pending writes to store with the checkpoint that the encoder's key names.
 
         Special channels (errors, interrupts) take the place of what stands there; others do not.
@@ -193,8 +214,7 @@ class Encoder:
         rows: list[dict[str, Any]] = []
         special: list[dict[str, Any]] = []
         key = {
-            "thread_id": self._key.thread_id,
-            "checkpoint_ns": self._key.namespace,
+            **self._key.namespace.parameters(),
             "checkpoint_id": self._key.checkpoint_id,
             "task_id": self._identifier("task_id", task_id),
             "task_path": self._identifier("task_path", task_path),
@@ -211,9 +231,7 @@ class Encoder:
                 "chunked": isinstance(dumped.content, Tree),
             }
             (special if idx < 0 else rows).append(row)
-        return PutWrites(
-            self._key.thread_id, self._key.namespace, rows, special, self.chunks
-        )
+        return PutWrites(self._key.namespace, rows, special, self.chunks)
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)
@@ -246,14 +264,12 @@ class Decoder:
             versions = checkpoint["channel_versions"]
             versions[TASKS] = max(versions.values()) if versions else first_version
             checkpoint["channel_values"][TASKS] = [v for _, _, v in self.writes(one.sends)]
-        parent = one.parent_checkpoint_id
+        namespace, parent = one.namespace, one.parent_checkpoint_id
         return CheckpointTuple(
-            config=config_for(one.thread_id, one.checkpoint_ns, one.checkpoint_id),
+            config=config_for(namespace, one.checkpoint_id),
             checkpoint=checkpoint,
             metadata=self.value(manifest.metadata, "the metadata"),
-            parent_config=None
-            if parent is None
-            else config_for(one.thread_id, one.checkpoint_ns, parent),
+            parent_config=None if parent is None else config_for(namespace, parent),
             pending_writes=self.writes(one.writes),
         )
 

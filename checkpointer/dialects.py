@@ -1,7 +1,7 @@
 """All that differs between databases; no other module asks for a dialect's name.
 
-A unit of work is a plain function of a SQLAlchemy `Connection`. PostgreSQL runs it over the engine's
-own async connection; SQLite runs the whole of it inside aiosqlite's worker thread, in one hop.
+A unit of work is a plain function of a SQLAlchemy `Connection`. PostgreSQL runs it over the
+engine's own async connection; SQLite runs all of it inside aiosqlite's worker thread, in one hop.
 """
 
 import sqlite3
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final, TypeVar, cast
 
 import sqlalchemy as sa
-from checkpointer.projection import contains_json
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from checkpointer.errors import ConfigurationError, InvalidInputError
+from checkpointer.projection import contains_json
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
@@ -71,8 +71,8 @@ class Dialect(ABC):
             value.encode()
         except UnicodeEncodeError as exc:
             raise InvalidInputError(
-                f"found the {kind} {value!r} with the lone surrogate {value[exc.start]!r}, expected "
-                f"Unicode text; replace that character"
+                f"found the {kind} {value!r} with the lone surrogate {value[exc.start]!r}, "
+                f"expected Unicode text; replace that character"
             ) from exc
 
 
@@ -139,7 +139,7 @@ class SQLite(Dialect):
         return await self._run(engine, work, "BEGIN")
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
-        """Run work in one transaction that is a writer from its start, so it never has to upgrade."""
+        """Run work in one transaction, a writer from its start: it never has to be upgraded."""
         return await self._run(engine, work, "BEGIN IMMEDIATE")
 
     async def _run(self, engine: AsyncEngine, work: Work[T], begin: str) -> T:
@@ -266,5 +266,3 @@ def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-

@@ -4,6 +4,7 @@ import os
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpointer.dialects import Work, dialect_named, dialect_of, prepare_engine
@@ -43,7 +44,7 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
         url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
     try:
         parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as exc:
+    except (sa_exc.ArgumentError, ValueError) as exc:
         raise ConfigurationError(
             f"{source} is no database URL; expected one such as {DEFAULT_URL} or "
             f"postgresql+asyncpg://user:password@host/database"
@@ -71,11 +72,11 @@ def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
         options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
     try:
         engine = create_async_engine(url, **options | engine_options)
-    except sa.exc.NoSuchModuleError as exc:
+    except sa_exc.NoSuchModuleError as exc:
         raise DriverError(
             f"found the unknown database driver in {url.drivername}://, expected {expected}://"
         ) from exc
-    except sa.exc.InvalidRequestError as exc:
+    except sa_exc.InvalidRequestError as exc:
         raise DriverError(
             f"found the driver of {url.drivername}://, which is not async; use {expected}://"
         ) from exc
@@ -110,7 +111,7 @@ class Database:
         """
         try:
             return await self.dialect.read(self.engine, work)
-        except (sa.exc.SQLAlchemyError, OSError) as exc:
+        except (sa_exc.SQLAlchemyError, OSError) as exc:
             raise self._translated(exc) from exc
 
     async def write(self, work: Work[T]) -> T:
@@ -121,7 +122,7 @@ class Database:
         """
         try:
             return await self.dialect.write(self.engine, work)
-        except (sa.exc.SQLAlchemyError, OSError) as exc:
+        except (sa_exc.SQLAlchemyError, OSError) as exc:
             raise self._translated(exc) from exc
 
     async def dispose(self) -> None:
@@ -131,11 +132,11 @@ class Database:
 
     def _translated(self, exc: Exception) -> DatabaseError:
         where = self.engine.url.render_as_string(hide_password=True)
-        if isinstance(exc, sa.exc.DBAPIError):
-            lost = exc.connection_invalidated or isinstance(exc, sa.exc.InterfaceError)
+        if isinstance(exc, sa_exc.DBAPIError):
+            lost = exc.connection_invalidated or isinstance(exc, sa_exc.InterfaceError)
             reason = f"{type(exc.orig).__name__}: {exc.orig}"
         else:
-            lost = isinstance(exc, OSError | sa.exc.TimeoutError)
+            lost = isinstance(exc, OSError | sa_exc.TimeoutError)
             reason = f"{type(exc).__name__}: {exc}"
         if lost:
             return DatabaseUnavailableError(f"the database {where} cannot be reached: {reason}")

@@ -4,7 +4,7 @@
 CheckpointerError
 ├── ConfigurationError (ValueError)   a URL, an engine or an option that cannot work
 │   └── DriverError                   the URL's database driver is missing, unknown or not async
-├── InvalidInputError (ValueError)    an argument that cannot be stored or asked for; nothing was stored
+├── InvalidInputError (ValueError)    an argument that cannot be stored or asked for
 │   └── InvalidFilterError            a metadata filter that is not a JSON object
 ├── UsageError (RuntimeError)         the saver is called where it cannot answer
 │   ├── SaverClosedError              ... after `aclose()`
@@ -16,7 +16,7 @@ CheckpointerError
 │   └── SchemaTooNewError             ... a revision that this version does not know
 ├── SerializationError                the serde could not dump or load a value
 ├── DamagedDataError                  a stored row does not hold what was written
-└── DatabaseError                     the database refused or failed; `__cause__` is the driver's error
+└── DatabaseError                     the database refused or failed
     └── DatabaseUnavailableError      ... it could not be reached, or the connection was lost
 ```
 

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from checkpointer.chunking import Tree
 from checkpointer.manifest import Manifest
-from checkpointer.store import Store, StoredCheckpoint, batched, stored_checkpoint, stored_write
+from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
+from checkpointer.store import Store, batched
 
 PAGE: Final = 256
 """Ancestors read at once."""
@@ -28,11 +29,10 @@ class History:
     seeds: dict[str, int] = field(default_factory=dict)
 
 
-def walk(  # noqa: PLR0913 - the key has three parts
+def walk(
     connection: sa.Connection,
     store: Store,
-    thread_id: str,
-    checkpoint_ns: str,
+    namespace: Namespace,
     checkpoint_id: str | None,
     channels: Collection[str],
 ) -> History:
@@ -40,25 +40,24 @@ def walk(  # noqa: PLR0913 - the key has three parts
 
     For each channel the walk ends at the nearest ancestor that holds its value, or at the root.
     """
-    history = _walk(connection, store, thread_id, checkpoint_ns, checkpoint_id, channels)
+    history = _walk(connection, store, namespace, checkpoint_id, channels)
     if not _add_chunks(connection, store, history):
         # A prune may have committed between the queries: read again before it counts as damage.
-        history = _walk(connection, store, thread_id, checkpoint_ns, checkpoint_id, channels)
+        history = _walk(connection, store, namespace, checkpoint_id, channels)
         _add_chunks(connection, store, history)
     return history
 
 
-def _walk(  # noqa: PLR0913
+def _walk(
     connection: sa.Connection,
     store: Store,
-    thread_id: str,
-    checkpoint_ns: str,
+    namespace: Namespace,
     checkpoint_id: str | None,
     channels: Collection[str],
 ) -> History:
     history = History()
     remaining = set(channels)
-    for one in _ancestors(connection, store, thread_id, checkpoint_ns, checkpoint_id):
+    for one in _ancestors(connection, store, namespace, checkpoint_id):
         history.ancestors.append(one)
         if isinstance(one.manifest, Manifest):
             found = remaining & one.manifest.channels.keys()
@@ -71,16 +70,12 @@ def _walk(  # noqa: PLR0913
 
 
 def _ancestors(
-    connection: sa.Connection,
-    store: Store,
-    thread_id: str,
-    checkpoint_ns: str,
-    checkpoint_id: str | None,
+    connection: sa.Connection, store: Store, namespace: Namespace, checkpoint_id: str | None
 ) -> Iterator[StoredCheckpoint]:
-    key = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+    key = namespace.parameters()
     if checkpoint_id is None:
         latest = connection.execute(store.queries.latest_checkpoint, key).first()
-        checkpoint_id = latest and latest.checkpoint_id
+        checkpoint_id = None if latest is None else latest.checkpoint_id
     seen: set[str] = set()
     target = checkpoint_id
     while checkpoint_id is not None and checkpoint_id not in seen:
@@ -93,7 +88,7 @@ def _ancestors(
             seen.add(row.checkpoint_id)
             checkpoint_id = row.parent_checkpoint_id
             if row.checkpoint_id != target:
-                yield stored_checkpoint(row)
+                yield StoredCheckpoint.from_row(row)
 
 
 def _add_writes(
@@ -108,7 +103,7 @@ def _add_writes(
         for row in connection.execute(store.queries.channel_writes_of_many, parameters):
             i = index[row.thread_id, row.checkpoint_ns, row.checkpoint_id]
             if i <= history.seeds.get(row.channel, i):
-                history.ancestors[i].writes.append(stored_write(row))
+                history.ancestors[i].writes.append(StoredWrite.from_row(row))
 
 
 def _add_chunks(connection: sa.Connection, store: Store, history: History) -> bool:

@@ -1,4 +1,4 @@
-"""Manifests and their parts, to stored bytes and back. Pure functions; docs/format.md describes them.
+"""Manifests and their parts, to stored bytes and back (docs/format.md). Pure functions.
 
 A manifest is what one checkpoint consists of: the checkpoint without its channel values, its
 metadata, and every channel's value; each either inline or as a tree of chunks. Stored bytes are

@@ -1,17 +1,19 @@
 """Arguments to statements, built once for each kind of database. Executes nothing.
 
-Every statement names `thread_id`, but for the two that search over all threads: by `run_id`, and the
-list without a thread.
+Every statement names `thread_id`, but for the two that search over all threads: by `run_id`, and
+the list without a thread.
 """
 
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from checkpointer.dialects import Dialect, dialect_named
 from checkpointer.tables import checkpoints, chunks, threads, writes
+
+AnySelect: TypeAlias = sa.Select[*tuple[Any, ...]]
 
 CHECKPOINT_KEY = (
     checkpoints.c.checkpoint_id,
@@ -47,7 +49,7 @@ class Queries:
 
     def _build_gets(self) -> None:
         c, w = checkpoints.c, writes.c
-        row = sa.select(
+        row: AnySelect = sa.select(
             c.thread_id,
             c.checkpoint_ns,
             c.checkpoint_id,
@@ -58,9 +60,7 @@ class Queries:
         in_namespace = _same(checkpoints, "thread_id", "checkpoint_ns")
         self._row = row
         self.checkpoint = row.where(_same(checkpoints, *_KEY))
-        self.latest_checkpoint = (
-            row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
-        )
+        self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
         self.writes_of_one = sa.select(writes).where(_same(writes, *_KEY))
         self.writes_of_many = sa.select(writes).where(
             sa.tuple_(w.thread_id, w.checkpoint_ns, w.checkpoint_id).in_(
@@ -76,7 +76,7 @@ class Queries:
         )
         self.ancestors = self._ancestors()
 
-    def _ancestors(self) -> sa.Select[Any]:
+    def _ancestors(self) -> AnySelect:
         """A checkpoint and its ancestors, nearest first, `limit` of them at most."""
         c = checkpoints.c
         columns = (*_columns(checkpoints, *_KEY), c.parent_checkpoint_id, c.manifest)
@@ -114,9 +114,7 @@ class Queries:
             checkpoints.c.metadata,
             checkpoints.c.manifest,
         ).where(in_thread)
-        self.chunked_writes = sa.select(writes).where(
-            _same(writes, "thread_id"), writes.c.chunked
-        )
+        self.chunked_writes = sa.select(writes).where(_same(writes, "thread_id"), writes.c.chunked)
         self.digests = sa.select(chunks.c.digest).where(_same(chunks, "thread_id"))
         self.threads_of_runs = (
             sa.select(checkpoints.c.thread_id)
@@ -171,9 +169,11 @@ class Queries:
         before: bool,
         metadata: bool,
         cursor: bool,
-    ) -> sa.Select[Any]:
-        """A page of checkpoints, newest first, with those conditions; the parameters bear the flags'
-        names, or their columns', `limit`, and `after_` and the column's name for the cursor.
+    ) -> AnySelect:
+        """A page of checkpoints, newest first, with those conditions.
+
+        The parameters bear their columns' names, or `before`, `filter`, `limit`, and for the
+        cursor `after_` and the column's name.
         """
         c = checkpoints.c
         # Within one thread, all rows are sorted: walking the index on checkpoint_id until enough
@@ -193,7 +193,9 @@ class Queries:
         if metadata:
             statement = statement.where(self.dialect.json_contains(c.metadata, "filter"))
         if cursor:
-            after = [bindparam(f"after_{column.name}", type_=column.type) for column in CHECKPOINT_KEY]
+            after = [
+                bindparam(f"after_{column.name}", type_=column.type) for column in CHECKPOINT_KEY
+            ]
             statement = statement.where(sa.tuple_(*CHECKPOINT_KEY) < sa.tuple_(*after))
         return statement
 
@@ -217,7 +219,9 @@ _KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
 
 
 def _same(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
-    return sa.and_(*(table.c[name] == bindparam(name, type_=table.c[name].type) for name in columns))
+    return sa.and_(
+        *(table.c[name] == bindparam(name, type_=table.c[name].type) for name in columns)
+    )
 
 
 def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:

@@ -1,15 +1,14 @@
-"""LangGraph's `BaseCheckpointSaver` over a `Backend`: the contract, async and sync."""
+"""LangGraph's `BaseCheckpointSaver` over a `Backend`: the async contract."""
 
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
-import sqlalchemy as sa
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -23,19 +22,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import history, threads
 from checkpointer.backend import Backend
-from checkpointer.codec import Decoder, Encoder, config_for, full_metadata, identifier, key_of, node_of
+from checkpointer.codec import (
+    Decoder,
+    Encoder,
+    conditions_of,
+    config_for,
+    full_metadata,
+    identifier,
+    key_of,
+    node_of,
+)
 from checkpointer.errors import InvalidInputError
-from checkpointer.projection import project_filter
+from checkpointer.listing import checkpoints
+from checkpointer.records import StoredCheckpoint
 from checkpointer.serde import LosslessSerializer
+from checkpointer.twins import SyncTwins
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 STRATEGIES: Final = ("keep_latest", "delete")
 
-FIRST_PAGE: Final = 16
-LAST_PAGE: Final = 128
-"""Checkpoints that a list reads at once: few at first, because many callers stop early."""
 
-
-class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
+class AsyncSQLAlchemySaver(SyncTwins):
     """Stores LangGraph's checkpoints in a SQL database. Made by `create_saver`.
 
     Every async method has a sync twin, for calls from other threads than the event loop's and for
@@ -72,6 +81,19 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         """
         await self._backend.aclose()
 
+    def _call(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return self._backend.bridge.call(function, *args, **kwargs)
+
+    def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        return self._backend.bridge.iterate(items)
+
+    def close(self) -> None:
+        """The sync twin of `aclose`."""
+        self._call(self.aclose)
+        self._backend.bridge.stop()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -97,13 +119,12 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         stored = await self._backend.read(
             partial(
                 self._backend.store.get,
-                thread_id=key.thread_id,
-                checkpoint_ns=key.namespace,
+                namespace=key.namespace,
                 checkpoint_id=key.checkpoint_id,
                 sends_channel=TASKS,
             )
         )
-        return stored and self._tuple(stored)
+        return None if stored is None else self._tuple(stored)
 
     async def alist(
         self,
@@ -112,7 +133,7 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
         before: RunnableConfig | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[CheckpointTuple]:
+    ) -> AsyncGenerator[CheckpointTuple, None]:
         """Checkpoints by descending id, which means newest first.
 
         Pages are read as the caller goes on, and no connection is held in between: the saver may be
@@ -130,61 +151,11 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         """
         if limit is not None and limit < 0:
             raise InvalidInputError(f"found the limit {limit}, expected 0 or more, or None for all")
-        parameters = self._conditions(config, filter, before)
-        page_size = FIRST_PAGE
-        left = limit
-        while left is None or left > 0:
-            count = page_size if left is None else min(page_size, left)
-            page, cut = await self._backend.read(
-                partial(
-                    self._backend.store.page,
-                    statement=self._page_statement(parameters),
-                    parameters={**parameters, "limit": count},
-                    sends_channel=TASKS,
-                )
-            )
-            for stored in page:
+        dialect = self._backend.database.dialect
+        conditions = conditions_of(config, filter, before, dialect)
+        async with aclosing(checkpoints(self._backend, conditions, limit, TASKS)) as found:
+            async for stored in found:
                 yield self._tuple(stored)
-            if len(page) < count and not cut:
-                return
-            last = page[-1]
-            parameters["after_thread_id"] = last.thread_id
-            parameters["after_checkpoint_ns"] = last.checkpoint_ns
-            parameters["after_checkpoint_id"] = last.checkpoint_id
-            page_size = min(page_size * 2, LAST_PAGE)
-            left = None if left is None else left - len(page)
-
-    def _conditions(
-        self,
-        config: RunnableConfig | None,
-        filter_: dict[str, Any] | None,
-        before: RunnableConfig | None,
-    ) -> dict[str, Any]:
-        """The parameters of `Queries.page`; those that are there say which conditions hold."""
-        parameters: dict[str, Any] = {}
-        if config is not None:
-            key = key_of(config, self._backend.database.dialect)
-            parameters["thread_id"] = key.thread_id
-            if key.checkpoint_ns is not None:
-                parameters["checkpoint_ns"] = key.checkpoint_ns
-            if key.checkpoint_id is not None:
-                parameters["checkpoint_id"] = key.checkpoint_id
-        if filter_ is not None and (projected := project_filter(filter_)):
-            parameters["filter"] = projected
-        before_id = (before or {}).get("configurable", {}).get("checkpoint_id")
-        if before_id:
-            parameters["before"] = self._identifier("checkpoint_id", before_id)
-        return parameters
-
-    def _page_statement(self, parameters: Mapping[str, Any]) -> sa.Select[Any]:
-        return self._backend.store.queries.page(
-            thread="thread_id" in parameters,
-            namespace="checkpoint_ns" in parameters,
-            checkpoint="checkpoint_id" in parameters,
-            before="before" in parameters,
-            metadata="filter" in parameters,
-            cursor="after_thread_id" in parameters,
-        )
 
     async def aput(
         self,
@@ -208,7 +179,7 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         key = key_of(config, self._backend.database.dialect)
         put = self._encoder(config).checkpoint(checkpoint, full_metadata(config, metadata))
         await self._backend.put(put)
-        return config_for(key.thread_id, key.namespace, put.row["checkpoint_id"])
+        return config_for(key.namespace, put.row["checkpoint_id"])
 
     async def aput_writes(
         self,
@@ -320,8 +291,7 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
             partial(
                 history.walk,
                 store=self._backend.store,
-                thread_id=key.thread_id,
-                checkpoint_ns=key.namespace,
+                namespace=key.namespace,
                 checkpoint_id=key.checkpoint_id,
                 channels=channels,
             )
@@ -346,93 +316,11 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
         number = int(str(current).split(".")[0]) + 1 if current is not None else 1
         return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
 
-    # The sync twins.
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """The sync twin of `aclose`."""
-        self._backend.bridge.call(self.aclose)
-        self._backend.bridge.stop()
-
-    def setup_sync(self) -> None:
-        """The sync twin of `setup`."""
-        self._backend.bridge.call(self.setup)
-
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The sync twin of `aget_tuple`."""
-        return self._backend.bridge.call(self.aget_tuple, config)
-
-    def list(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Iterator[CheckpointTuple]:
-        """The sync twin of `alist`."""
-        found = self.alist(config, filter=filter, before=before, limit=limit)
-        return self._backend.bridge.iterate(found)
-
-    def put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """The sync twin of `aput`."""
-        return self._backend.bridge.call(self.aput, config, checkpoint, metadata, new_versions)
-
-    def put_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
-        """The sync twin of `aput_writes`."""
-        self._backend.bridge.call(self.aput_writes, config, writes, task_id, task_path)
-
-    def delete_thread(self, thread_id: str) -> None:
-        """The sync twin of `adelete_thread`."""
-        self._backend.bridge.call(self.adelete_thread, thread_id)
-
-    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """The sync twin of `adelete_for_runs`."""
-        self._backend.bridge.call(self.adelete_for_runs, run_ids)
-
-    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """The sync twin of `acopy_thread`."""
-        self._backend.bridge.call(self.acopy_thread, source_thread_id, target_thread_id)
-
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """The sync twin of `aprune`."""
-        self._backend.bridge.call(self.aprune, thread_ids, strategy=strategy)
-
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        """The sync twin of `aget_delta_channel_history`."""
-        return self._backend.bridge.call(
-            self.aget_delta_channel_history, config=config, channels=channels
-        )
-
     def _encoder(self, config: RunnableConfig) -> Encoder:
         dialect = self._backend.database.dialect
         return Encoder(self.serde, dialect, key_of(config, dialect))
 
-    def _tuple(self, stored: Any) -> CheckpointTuple:
+    def _tuple(self, stored: StoredCheckpoint) -> CheckpointTuple:
         return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))
 
     def _identifier(self, kind: str, value: object) -> str:
@@ -441,6 +329,6 @@ class AsyncSQLAlchemySaver(BaseCheckpointSaver[str]):
     def _identifiers(self, kind: str, values: Sequence[object]) -> Sequence[str]:
         if isinstance(values, str):
             raise InvalidInputError(
-                f"found the single {kind} {values!r}, expected a sequence of them; pass [{values!r}]"
+                f"found the single {kind} {values!r}, expected a sequence; pass [{values!r}]"
             )
         return [self._identifier(kind, value) for value in values]

@@ -118,8 +118,8 @@ async def upgrade(database: Database) -> None:
     if await current(database) == EXPECTED_REVISION:
         return
     # Waiting for Alembic inside of the transaction could stop the event loop that the upgrade
-    # under way needs; so the transaction ends, and is tried again.
-    while not await database.write(partial(_upgrade_locked, database)):
+    # under way needs; so the transaction ends, and is tried again. An event would know one loop.
+    while not await database.write(partial(_upgrade_locked, database)):  # noqa: ASYNC110
         await asyncio.sleep(_RETRY_SECONDS)
 
 

@@ -7,7 +7,7 @@ strings; what the bytes mean is the saver's affair.
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -15,113 +15,20 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from checkpointer.cache import ChunkCache, StoredChunks
-from checkpointer.chunking import ChunkError, Tree, digest_of, join, split_digests
-from checkpointer.errors import DamagedDataError
-from checkpointer.manifest import FormatError, Manifest, decode_content, decode_manifest
-from checkpointer.queries import Queries
+from checkpointer.chunking import Tree, digest_of, split_digests
+from checkpointer.manifest import Manifest
+from checkpointer.queries import AnySelect, Queries
+from checkpointer.records import (
+    Namespace,
+    Put,
+    PutCheckpoint,
+    StoredCheckpoint,
+    StoredWrite,
+)
 
 T = TypeVar("T")
-Chunks = Mapping[bytes, bytes | memoryview]
-
 PAGE_BYTES: Final = 32 << 20
 """Logical bytes of values after which a page of a list ends, however few its checkpoints."""
-
-
-@dataclass(frozen=True, slots=True)
-class PutCheckpoint:
-    """One checkpoint to store: its row, and every chunk that its manifest names."""
-
-    thread_id: str
-    checkpoint_ns: str
-    row: dict[str, Any]
-    chunks: Chunks
-
-
-@dataclass(frozen=True, slots=True)
-class PutWrites:
-    """One task's pending writes to store: their rows, and every chunk that they name.
-
-    Attributes:
-        rows: Kept as they stand in the database, if they stand there already.
-        special_rows: Take the place of those that stand there.
-    """
-
-    thread_id: str
-    checkpoint_ns: str
-    rows: list[dict[str, Any]]
-    special_rows: list[dict[str, Any]]
-    chunks: Chunks
-
-
-Put = PutCheckpoint | PutWrites
-
-
-@dataclass(slots=True)
-class StoredWrite:
-    """One pending write as it stands in the database."""
-
-    checkpoint_id: str
-    task_id: str
-    idx: int
-    task_path: str
-    channel: str
-    type: str
-    content: bytes | Tree | FormatError
-
-
-@dataclass(slots=True)
-class StoredCheckpoint:
-    """One checkpoint as it stands in the database, with the chunks that it names.
-
-    Attributes:
-        manifest: The manifest, or why it cannot be read.
-        writes: Its pending writes, in no order.
-        sends: Its parent's writes to the channel of pending sends, for old formats.
-        chunks: Those that were found whole.
-    """
-
-    thread_id: str
-    checkpoint_ns: str
-    checkpoint_id: str
-    parent_checkpoint_id: str | None
-    epoch: int | None
-    manifest: Manifest | FormatError
-    writes: list[StoredWrite] = field(default_factory=list)
-    sends: list[StoredWrite] = field(default_factory=list)
-    chunks: Mapping[bytes, bytes] = field(default_factory=dict)
-
-    def trees(self) -> Iterable[Tree]:
-        """The trees of all its values and writes."""
-        if isinstance(self.manifest, Manifest):
-            yield from self.manifest.trees()
-        for write in (*self.writes, *self.sends):
-            if isinstance(write.content, Tree):
-                yield write.content
-
-    def load(self, content: bytes | Tree | FormatError, what: str) -> bytes:
-        """The bytes of one of its values, verified.
-
-        Args:
-            content: The value's content.
-            what: What the value is, for the error: "channel 'messages'", for example.
-
-        Raises:
-            DamagedDataError: A chunk is missing or altered.
-        """
-        try:
-            if isinstance(content, FormatError):
-                raise content
-            return content if isinstance(content, bytes) else join(content, self.chunks)
-        except (ChunkError, FormatError) as exc:
-            raise self.damage(f"{what}: {exc}") from exc
-
-    def damage(self, reason: str) -> DamagedDataError:
-        """The error that names this checkpoint."""
-        return DamagedDataError(
-            f"thread {self.thread_id!r}, namespace {self.checkpoint_ns!r}, checkpoint "
-            f"{self.checkpoint_id!r}: {reason}; the stored rows do not hold what was written, "
-            f"restore them from a backup or delete the checkpoint"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,45 +42,52 @@ class Store:
     def put(self, connection: sa.Connection, batch: Sequence[Put]) -> dict[str, int]:
         """Store a batch in the transaction under way.
 
-        Threads are touched in the order of their ids, so that two batches cannot deadlock; holding a
-        thread's row, chunks are skipped only if they were learned under the row's epoch.
+        Threads are touched in the order of their ids, so that two batches cannot deadlock. Holding
+        a thread's row, chunks are skipped only if they were learned under the row's epoch.
 
         Returns:
             The epoch of each thread, for `learn` once the transaction has committed.
         """
+        thread_ids = sorted({put.namespace.thread_id for put in batch})
         now = datetime.now(UTC)
-        thread_ids = sorted({put.thread_id for put in batch})
-        times = {"created_at": now, "updated_at": now}
         connection.execute(
             self.queries.touch_thread,
-            [{"thread_id": t, "epoch": new_epoch(), **times} for t in thread_ids],
+            [
+                {"thread_id": t, "epoch": new_epoch(), "created_at": now, "updated_at": now}
+                for t in thread_ids
+            ],
         )
         epochs = self._epochs(connection, thread_ids)
-        chunks: dict[tuple[str, bytes], bytes | memoryview] = {}
-        rows = defaultdict[str, list[dict[str, Any]]](list)
+        checkpoints, writes, special = [], [], []
         for put in batch:
-            known = self.stored.get(put.thread_id, put.checkpoint_ns, epochs[put.thread_id])
+            if isinstance(put, PutCheckpoint):
+                checkpoints.append(put.row)
+            else:
+                writes += put.rows
+                special += put.special_rows
+        for statement, rows in (
+            (self.queries.put_chunk, self._new_chunks(batch, epochs)),
+            (self.queries.put_checkpoint, checkpoints),
+            (self.queries.put_write, writes),
+            (self.queries.put_special_write, special),
+        ):
+            if rows:
+                connection.execute(statement, rows)
+        return epochs
+
+    def _new_chunks(self, batch: Sequence[Put], epochs: Mapping[str, int]) -> list[dict[str, Any]]:
+        """The rows of the chunks that are not known to be stored."""
+        new: dict[tuple[str, bytes], bytes | memoryview] = {}
+        for put in batch:
+            thread_id = put.namespace.thread_id
+            known = self.stored.get(put.namespace, epochs[thread_id])
             for digest, data in put.chunks.items():
                 if digest not in known:
-                    chunks[put.thread_id, digest] = data
-            if isinstance(put, PutCheckpoint):
-                rows["checkpoints"].append(put.row)
-            else:
-                rows["writes"] += put.rows
-                rows["special"] += put.special_rows
-        chunk_rows = [
+                    new[thread_id, digest] = data
+        return [
             {"thread_id": thread_id, "digest": digest, "data": data}
-            for (thread_id, digest), data in chunks.items()
+            for (thread_id, digest), data in new.items()
         ]
-        for statement, parameters in (
-            (self.queries.put_chunk, chunk_rows),
-            (self.queries.put_checkpoint, rows["checkpoints"]),
-            (self.queries.put_write, rows["writes"]),
-            (self.queries.put_special_write, rows["special"]),
-        ):
-            if parameters:
-                connection.execute(statement, parameters)
-        return epochs
 
     def _epochs(self, connection: sa.Connection, thread_ids: Sequence[str]) -> dict[str, int]:
         epochs: dict[str, int] = {}
@@ -187,34 +101,29 @@ class Store:
         for put in batch:
             self.cache.put_many(put.chunks.items())
             if isinstance(put, PutCheckpoint):
-                self.stored.learn(
-                    put.thread_id,
-                    put.checkpoint_ns,
-                    epochs[put.thread_id],
-                    frozenset(put.chunks),
-                )
+                epoch = epochs[put.namespace.thread_id]
+                self.stored.learn(put.namespace, epoch, frozenset(put.chunks))
 
     def get(
         self,
         connection: sa.Connection,
-        thread_id: str,
-        checkpoint_ns: str,
+        namespace: Namespace,
         checkpoint_id: str | None,
         sends_channel: str,
     ) -> StoredCheckpoint | None:
         """One checkpoint, the namespace's latest where no id is given, or `None`."""
-        key = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+        key = namespace.parameters()
         statement = self.queries.latest_checkpoint
         if checkpoint_id is not None:
             key["checkpoint_id"] = checkpoint_id
             statement = self.queries.checkpoint
 
         def rows() -> list[StoredCheckpoint]:
-            found = [stored_checkpoint(row) for row in connection.execute(statement, key)]
+            found = [StoredCheckpoint.from_row(row) for row in connection.execute(statement, key)]
             for one in found:
                 full_key = {**key, "checkpoint_id": one.checkpoint_id}
                 result = connection.execute(self.queries.writes_of_one, full_key)
-                one.writes = [stored_write(row) for row in result]
+                one.writes = [StoredWrite.from_row(row) for row in result]
             self._add_sends(connection, found, sends_channel)
             return found
 
@@ -223,34 +132,35 @@ class Store:
             return None
         one = found[0]
         if one.epoch is not None:
-            self.stored.learn(thread_id, checkpoint_ns, one.epoch, frozenset(one.chunks))
+            self.stored.learn(namespace, one.epoch, frozenset(one.chunks))
         return one
 
     def page(
         self,
         connection: sa.Connection,
-        statement: sa.Select[Any],
+        statement: AnySelect,
         parameters: Mapping[str, Any],
         sends_channel: str,
     ) -> tuple[list[StoredCheckpoint], bool]:
         """One page of a list, as `Queries.page` built it.
 
         Returns:
-            The checkpoints, and whether the page was cut short because their values are large.
+            The checkpoints, and whether more may follow.
         """
-        cut = False
+        more = False
 
         def rows() -> list[StoredCheckpoint]:
-            nonlocal cut
-            found = [stored_checkpoint(row) for row in connection.execute(statement, parameters)]
+            nonlocal more
+            result = connection.execute(statement, parameters)
+            found = [StoredCheckpoint.from_row(row) for row in result]
             count = _fitting(found)
-            cut = count < len(found)
+            more = count < len(found) or len(found) == parameters["limit"]
             found = found[:count]
             self._add_writes(connection, found)
             self._add_sends(connection, found, sends_channel)
             return found
 
-        return self._with_chunks(connection, rows), cut
+        return self._with_chunks(connection, rows), more
 
     def _add_writes(self, connection: sa.Connection, found: list[StoredCheckpoint]) -> None:
         if not found:
@@ -258,7 +168,9 @@ class Store:
         by_key = {(one.thread_id, one.checkpoint_ns, one.checkpoint_id): one for one in found}
         result = connection.execute(self.queries.writes_of_many, {"keys": list(by_key)})
         for row in result:
-            by_key[row.thread_id, row.checkpoint_ns, row.checkpoint_id].writes.append(stored_write(row))
+            by_key[row.thread_id, row.checkpoint_ns, row.checkpoint_id].writes.append(
+                StoredWrite.from_row(row)
+            )
 
     def _add_sends(
         self, connection: sa.Connection, found: list[StoredCheckpoint], sends_channel: str
@@ -276,7 +188,7 @@ class Store:
         parameters = {"keys": list(by_parent), "channels": [sends_channel]}
         for row in connection.execute(self.queries.channel_writes_of_many, parameters):
             for one in by_parent[row.thread_id, row.checkpoint_ns, row.checkpoint_id]:
-                one.sends.append(stored_write(row))
+                one.sends.append(StoredWrite.from_row(row))
 
     def _with_chunks(
         self, connection: sa.Connection, rows: Callable[[], list[StoredCheckpoint]]
@@ -348,9 +260,8 @@ class Store:
         found: dict[bytes, bytes] = {}
         for some in batched(sorted(digests), self.queries.dialect.max_list):
             parameters = {"thread_ids": list(thread_ids), "digests": some}
-            for digest, data in connection.execute(self.queries.chunks, parameters):
-                if digest_of(data) == digest:
-                    found[digest] = data
+            rows = connection.execute(self.queries.chunks, parameters)
+            found |= {digest: data for digest, data in rows if digest_of(data) == digest}
         return found
 
 
@@ -374,30 +285,3 @@ def _fitting(found: Sequence[StoredCheckpoint]) -> int:
         if size > PAGE_BYTES and count:
             return count
     return len(found)
-
-
-def stored_checkpoint(row: sa.Row[Any]) -> StoredCheckpoint:
-    manifest: Manifest | FormatError
-    try:
-        manifest = decode_manifest(row.manifest)
-    except FormatError as exc:
-        manifest = exc
-    return StoredCheckpoint(
-        row.thread_id,
-        row.checkpoint_ns,
-        row.checkpoint_id,
-        row.parent_checkpoint_id,
-        row.epoch,
-        manifest,
-    )
-
-
-def stored_write(row: sa.Row[Any]) -> StoredWrite:
-    content: bytes | Tree | FormatError
-    try:
-        content = decode_content(row.data, chunked=row.chunked)
-    except FormatError as exc:
-        content = exc
-    return StoredWrite(
-        row.checkpoint_id, row.task_id, row.idx, row.task_path, row.channel, row.type, content
-    )

@@ -80,7 +80,7 @@ checkpoints = Table(
     Column[str]("checkpoint_id", _text, primary_key=True),
     Column[str]("parent_checkpoint_id", _text, nullable=True),
     Column[str]("run_id", _text, nullable=True),
-    Column[dict[str, Any]]("metadata", _json, nullable=False),
+    Column[Any]("metadata", _json, nullable=False),
     Column[bytes]("manifest", LargeBinary, nullable=False),
     Index(None, "checkpoint_id"),
     Index(None, "run_id"),

@@ -1,8 +1,8 @@
 """Deleting, pruning and copying threads: plan, then apply.
 
-Each function is one unit of work for `Database.write`, on one thread. It holds the thread's row from
-its first statement, reads what is live after that, deletes manifests before chunks, and raises the
-thread's epoch when it has deleted chunks (docs/format.md, "Delete").
+Each function is one unit of work for `Database.write`, on one thread. It holds the thread's row
+from its first statement, reads what is live after that, deletes manifests before chunks, and raises
+the thread's epoch when it has deleted chunks (docs/format.md, "Delete").
 """
 
 from collections import defaultdict
@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from checkpointer.chunking import Tree, split_digests
 from checkpointer.errors import DamagedDataError
 from checkpointer.manifest import FormatError, Manifest, decode_manifest
-from checkpointer.store import Store, batched, new_epoch, stored_write
+from checkpointer.records import StoredWrite
+from checkpointer.store import Store, batched, new_epoch
 
 Key: TypeAlias = tuple[str, str]
 """A checkpoint within its thread: namespace and id."""
@@ -207,7 +208,9 @@ def copy_thread(connection: sa.Connection, store: Store, source: str, target: st
     if source == target:
         return
     # In the order of the ids, as every other transaction that holds two threads does.
-    locked = {thread_id: _lock(connection, store, thread_id) for thread_id in sorted((source, target))}
+    locked = {
+        thread_id: _lock(connection, store, thread_id) for thread_id in sorted((source, target))
+    }
     if not locked[source]:
         return
     now = datetime.now(UTC)
@@ -244,10 +247,13 @@ def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> se
     for row in connection.execute(store.queries.manifests, {"thread_id": thread_id}):
         trees += _manifest(thread_id, row).trees()
     for row in connection.execute(store.queries.chunked_writes, {"thread_id": thread_id}):
-        content = stored_write(row).content
-        if not isinstance(content, Tree):
-            raise _unknown(thread_id, row, f"a write to {row.channel!r} cannot be read: {content}")
-        trees.append(content)
+        content = StoredWrite.from_row(row).content
+        if isinstance(content, FormatError):
+            raise _unknown(
+                thread_id, row, f"a write to {row.channel!r} cannot be read: {content!s}"
+            )
+        if isinstance(content, Tree):
+            trees.append(content)
     nodes, complete = store.chunks_of(connection, [thread_id], trees, nodes_only=True)
     if not complete:
         raise DamagedDataError(
@@ -281,14 +287,14 @@ def _delete_checkpoints(
             connection.execute(queries.orphan_checkpoints, {**children, "checkpoint_ids": some})
 
 
-def _manifest(thread_id: str, row: sa.Row[Any]) -> Manifest:
+def _manifest(thread_id: str, row: Any) -> Manifest:
     try:
         return decode_manifest(row.manifest)
     except FormatError as exc:
         raise _unknown(thread_id, row, str(exc)) from exc
 
 
-def _unknown(thread_id: str, row: sa.Row[Any], reason: str) -> DamagedDataError:
+def _unknown(thread_id: str, row: Any, reason: str) -> DamagedDataError:
     return DamagedDataError(
         f"thread {thread_id!r}, namespace {row.checkpoint_ns!r}, checkpoint "
         f"{row.checkpoint_id!r}: {reason}; so it is unknown which chunks are live, and nothing was "

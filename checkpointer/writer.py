@@ -7,7 +7,8 @@ from functools import partial
 from typing import Final
 
 from checkpointer.engine import Database
-from checkpointer.store import Put, Store
+from checkpointer.records import Put
+from checkpointer.store import Store
 
 MAX_BATCH: Final = 256
 """Puts in one transaction at most."""

@@ -1,0 +1,125 @@
+"""The sync half of a saver: each method waits for its async twin on the saver's event loop."""
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncTwins(BaseCheckpointSaver[str]):
+    """The sync methods. Called from the saver's own event loop, each raises `SyncCallError`."""
+
+    @abstractmethod
+    def _call(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an async method on the saver's event loop and wait for what it returns."""
+
+    @abstractmethod
+    def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """The items of an async generator that runs on the saver's event loop."""
+
+    @abstractmethod
+    async def setup(self) -> None:
+        """Bring the database's schema to the revision that this version needs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let calls under way finish, then close the connections."""
+
+    @abstractmethod
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[CheckpointTuple, None]:
+        """Checkpoints by descending id."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def setup_sync(self) -> None:
+        """The sync twin of `setup`."""
+        self._call(self.setup)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The sync twin of `aget_tuple`."""
+        return self._call(self.aget_tuple, config)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """The sync twin of `alist`."""
+        found = self.alist(config, filter=filter, before=before, limit=limit)
+        return self._iterate(found)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """The sync twin of `aput`."""
+        return self._call(self.aput, config, checkpoint, metadata, new_versions)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """The sync twin of `aput_writes`."""
+        self._call(self.aput_writes, config, writes, task_id, task_path)
+
+    def delete_thread(self, thread_id: str) -> None:
+        """The sync twin of `adelete_thread`."""
+        self._call(self.adelete_thread, thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """The sync twin of `adelete_for_runs`."""
+        self._call(self.adelete_for_runs, run_ids)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """The sync twin of `acopy_thread`."""
+        self._call(self.acopy_thread, source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """The sync twin of `aprune`."""
+        self._call(self.aprune, thread_ids, strategy=strategy)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """The sync twin of `aget_delta_channel_history`."""
+        return self._call(self.aget_delta_channel_history, config=config, channels=channels)
