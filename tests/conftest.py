@@ -1,0 +1,128 @@
+"""What all tests share: each database-backed test runs on SQLite and on a real PostgreSQL."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from databases import (
+    Databases,
+    PostgreSQLDatabases,
+    SQLiteDatabases,
+    migrated_template,
+    postgres_server,
+)
+from hypothesis import settings
+from langchain_core.runnables import RunnableConfig
+
+import checkpointer
+
+SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
+
+settings.register_profile("default", max_examples=30, deadline=None)
+settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The admin URL, in libpq's form, of the server named in the environment or of our own."""
+    if url := os.environ.get(SERVER_VARIABLE):
+        yield url
+    else:
+        with postgres_server() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A file at the newest schema, to copy from."""
+    with migrated_template(SQLiteDatabases(tmp_path_factory.mktemp("template"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgres_url: str) -> Iterator[str]:
+    """A PostgreSQL database at the newest schema, to copy from."""
+    with migrated_template(PostgreSQLDatabases(postgres_url)) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database that the test runs on; the test's id names it."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def databases(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Databases:
+    """Makes further databases of the kind that the test runs on."""
+    if database_kind == "sqlite":
+        return SQLiteDatabases(tmp_path)
+    return PostgreSQLDatabases(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def new_database_url(databases: Databases) -> Iterator[Callable[[], str]]:
+    """Call it for the URL of one more empty database; all are dropped after the test."""
+    urls: list[str] = []
+
+    def create() -> str:
+        urls.append(databases.create())
+        return urls[-1]
+
+    yield create
+    for url in urls:
+        databases.drop(url)
+
+
+@pytest.fixture
+def new_migrated_url(
+    database_kind: str, databases: Databases, request: pytest.FixtureRequest
+) -> Iterator[Callable[[], str]]:
+    """Call it for the URL of one more database at the newest schema; all are dropped later."""
+    template: str = request.getfixturevalue(f"{database_kind}_template")
+    urls: list[str] = []
+
+    def create() -> str:
+        urls.append(databases.copy(template))
+        return urls[-1]
+
+    yield create
+    for url in urls:
+        databases.drop(url)
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of the test's database.
+
+    It has nothing in it, unless the test takes `migrated_url` or `saver` too: it is theirs then.
+    """
+    migrated = "migrated_url" in request.fixturenames
+    factory = "new_migrated_url" if migrated else "new_database_url"
+    create: Callable[[], str] = request.getfixturevalue(factory)
+    return create()
+
+
+@pytest.fixture
+def migrated_url(database_url: str) -> str:
+    """The URL of the test's database, at the newest schema and without rows."""
+    return database_url
+
+
+@pytest.fixture
+async def saver(migrated_url: str) -> AsyncIterator["checkpointer.AsyncSQLAlchemySaver"]:
+    """A saver on `migrated_url`. After the test, no connection may still be in use."""
+    async with checkpointer.create_saver(migrated_url) as saver:
+        yield saver
+        checked_out = getattr(saver.engine.pool, "checkedout", lambda: 0)()
+        assert checked_out == 0, f"{checked_out} connections were not given back to the pool"
+
+
+@pytest.fixture
+def config() -> RunnableConfig:
+    """The root namespace of a thread that no other test uses."""
+    return {"configurable": {"thread_id": str(uuid4()), "checkpoint_ns": ""}}

