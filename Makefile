@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made on first use and follows pyproject.toml.
+# Another interpreter: make test PYTHON=python3.13. Fewer tests: make test ARGS='-k sqlite'.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format bench-storage clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed and forked
+	$(VENV)/bin/python examples/quickstart.py
+
+test: $(VENV)/.test ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
+	$(RUN) pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(VENV)/.dev ## Check style, format and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+bench-storage: $(VENV)/.test ## Measure the bytes stored, beside the official savers'
+	$(VENV)/bin/python benchmarks/storage.py $(ARGS)
+
+clean: ## Remove .venv, caches and builds
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each dependency group, so that it is installed again only when it may have changed.
+$(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+	$(RUN) pip install --quiet --editable . --group $*
+	@touch $@
+
+# Python 3.11 brings a pip that does not know dependency groups yet.
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@

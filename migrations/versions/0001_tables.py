@@ -1,0 +1,93 @@
+"""The first tables: threads, checkpoints, pending writes, chunks.
+
+Revision: 0001.
+"""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision: Final[str] = "0001"
+down_revision: Final[str | None] = None
+branch_labels: Final[None] = None
+depends_on: Final[None] = None
+
+# Text compares by bytes on every database; SQLite's default collation does so already.
+TEXT: Final = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+JSON: Final = sa.JSON(none_as_null=False).with_variant(
+    postgresql.JSONB(none_as_null=False), "postgresql"
+)
+TIME: Final = sa.DateTime(timezone=True)
+
+
+def _column(
+    name: str, type_: sa.types.TypeEngine[Any], *, nullable: bool = False
+) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=nullable, autoincrement=False)
+
+
+def upgrade() -> None:
+    """Create the tables."""
+    op.create_table(
+        "checkpointer_threads",
+        _column("thread_id", TEXT),
+        _column("epoch", sa.BigInteger()),
+        _column("created_at", TIME),
+        _column("updated_at", TIME),
+        sa.PrimaryKeyConstraint("thread_id", name="checkpointer_threads_pkey"),
+    )
+    op.create_table(
+        "checkpointer_checkpoints",
+        _column("thread_id", TEXT),
+        _column("checkpoint_ns", TEXT),
+        _column("checkpoint_id", TEXT),
+        _column("parent_checkpoint_id", TEXT, nullable=True),
+        _column("run_id", TEXT, nullable=True),
+        _column("metadata", JSON),
+        _column("manifest", sa.LargeBinary()),
+        sa.PrimaryKeyConstraint(
+            "thread_id", "checkpoint_ns", "checkpoint_id", name="checkpointer_checkpoints_pkey"
+        ),
+    )
+    for column in ("checkpoint_id", "run_id"):
+        op.create_index(
+            f"checkpointer_checkpoints_{column}_idx", "checkpointer_checkpoints", [column]
+        )
+    op.create_table(
+        "checkpointer_writes",
+        _column("thread_id", TEXT),
+        _column("checkpoint_ns", TEXT),
+        _column("checkpoint_id", TEXT),
+        _column("task_id", TEXT),
+        _column("idx", sa.Integer()),
+        _column("task_path", TEXT),
+        _column("channel", TEXT),
+        _column("type", TEXT),
+        _column("data", sa.LargeBinary()),
+        _column("chunked", sa.Boolean()),
+        sa.PrimaryKeyConstraint(
+            "thread_id",
+            "checkpoint_ns",
+            "checkpoint_id",
+            "task_id",
+            "idx",
+            name="checkpointer_writes_pkey",
+        ),
+    )
+    op.create_table(
+        "checkpointer_chunks",
+        _column("thread_id", TEXT),
+        _column("digest", sa.LargeBinary()),
+        _column("data", sa.LargeBinary()),
+        sa.PrimaryKeyConstraint("thread_id", "digest", name="checkpointer_chunks_pkey"),
+    )
+
+
+def downgrade() -> None:
+    """Drop the tables with all that is in them."""
+    op.drop_table("checkpointer_chunks")
+    op.drop_table("checkpointer_writes")
+    op.drop_table("checkpointer_checkpoints")
+    op.drop_table("checkpointer_threads")
