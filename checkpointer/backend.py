@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from checkpointer import schema
 from checkpointer.bridge import Bridge
-from checkpointer.cache import ChunkCache, StoredChunks
+from checkpointer.cache import ChunkCache, LastCheckpoints
 from checkpointer.dialects import Work
 from checkpointer.engine import Database
 from checkpointer.errors import SaverClosedError
@@ -31,12 +31,12 @@ class Backend:
         self.database = database
         self.bridge = Bridge()
         self.store = Store(
-            queries_for(database.dialect.name), ChunkCache(cache_bytes), StoredChunks()
+            queries_for(database.dialect.name), ChunkCache(cache_bytes), LastCheckpoints()
         )
         self._writer = Writer(database, self.store)
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
-        self._closed = False
+        self.closed = False
         self._under_way = 0
         self._idle = asyncio.Event()
 
@@ -64,21 +64,29 @@ class Backend:
     async def aclose(self) -> None:
         """Let what is under way finish, then close the engine if it is ours."""
         self.bridge.bind()
-        self._closed = True
+        self.closed = True
         while self._under_way:
             self._idle.clear()
             await self._idle.wait()
         await self._writer.drain()
         await self.database.dispose()
 
-    @asynccontextmanager
-    async def _operation(self, *, check_schema: bool = True) -> AsyncIterator[None]:
-        self.bridge.bind()
-        if self._closed:
+    def check_open(self) -> None:
+        """Refuse calls after the end.
+
+        Raises:
+            SaverClosedError: The saver was closed.
+        """
+        if self.closed:
             raise SaverClosedError(
                 "found a call to a saver that was closed, expected one that is open; make another "
                 "with create_saver(...), and keep the graph's use inside its `with` block"
             )
+
+    @asynccontextmanager
+    async def _operation(self, *, check_schema: bool = True) -> AsyncIterator[None]:
+        self.check_open()
+        self.bridge.bind()
         self._under_way += 1
         try:
             if check_schema and not self._schema_checked:

@@ -65,8 +65,9 @@ class Bridge:
         if running is loop:
             raise SyncCallError(
                 f"found the sync call {_sync_name(function)}() from the saver's own event loop, "
-                f"which would wait for itself; use `await saver.{_name(function)}(...)`, or "
-                f"`await graph.ainvoke(...)` in place of `graph.invoke(...)`"
+                f"which would wait for itself, expected one from another thread; use "
+                f"`await saver.{_name(function)}(...)`, or `await graph.ainvoke(...)` in place of "
+                f"`graph.invoke(...)`"
             )
         return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
 

@@ -1,12 +1,15 @@
-"""What the process remembers of stored chunks, within bounds: their bytes, and where they stand.
+"""What a process remembers, within bounds: the bytes of chunks, and what stands in the database.
 
 Both memories are safe to use from several threads: SQLite's work runs in its connections' own.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Any, Final
+
+from checkpointer.manifest import Value
 
 ENTRY_OVERHEAD: Final = 200
 """Bytes that one remembered chunk costs beside its data: two `bytes` objects and a dict entry."""
@@ -52,10 +55,33 @@ class ChunkCache:
                 self.size -= len(dropped) + ENTRY_OVERHEAD
 
 
-class StoredChunks:
-    """Which chunks a thread is known to have stored, under which epoch.
+@dataclass(frozen=True, slots=True)
+class LastCheckpoint:
+    """What a process remembers of the last checkpoint that it put into a namespace or read there.
 
-    Knowledge under an epoch holds as long as the thread's row says the same epoch: everything that
+    Attributes:
+        checkpoint_id: Its id.
+        versions: The versions of its channels.
+        channels: The value of each channel, and the digests of its chunks, nodes included.
+        digests: All chunks that it names.
+    """
+
+    checkpoint_id: str
+    versions: Mapping[str, Any]
+    channels: Mapping[str, tuple[Value, frozenset[bytes]]]
+    digests: frozenset[bytes]
+
+    def unchanged(self, channel: str, version: object) -> tuple[Value, frozenset[bytes]] | None:
+        """The value that was stored under that version of the channel, if it is this one's."""
+        if version is None or self.versions.get(channel) != version:
+            return None
+        return self.channels.get(channel)
+
+
+class LastCheckpoints:
+    """The last checkpoint of each namespace, with the epoch under which it was stored.
+
+    All of its chunks are stored as long as the thread's row says the same epoch: everything that
     deletes chunks raises it.
 
     Args:
@@ -64,29 +90,39 @@ class StoredChunks:
 
     def __init__(self, max_digests: int = 1 << 17) -> None:
         self.max_digests = max_digests
-        self._known: OrderedDict[Hashable, tuple[int, frozenset[bytes]]] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[int, LastCheckpoint]] = OrderedDict()
         self._count = 0
         self._lock = Lock()
 
-    def get(self, namespace: Hashable, epoch: int) -> frozenset[bytes]:
+    def get(self, namespace: Hashable) -> LastCheckpoint | None:
+        """The namespace's last checkpoint, whatever the epoch is by now."""
+        with self._lock:
+            known = self._known.get(namespace)
+        return known and known[1]
+
+    def stored(self, namespace: Hashable, epoch: int) -> frozenset[bytes]:
         """The digests known to be stored, if `epoch` is still the one they were learned under."""
         with self._lock:
-            known_epoch, digests = self._known.get(namespace, (epoch, frozenset()))
-        return digests if known_epoch == epoch else frozenset()
+            known = self._known.get(namespace)
+        return known[1].digests if known and known[0] == epoch else frozenset()
 
-    def learn(self, namespace: Hashable, epoch: int, digests: frozenset[bytes]) -> None:
-        """Remember what the namespace's latest checkpoint consists of, in place of the one before.
+    def learn(self, namespace: Hashable, epoch: int, last: LastCheckpoint) -> None:
+        """Remember a checkpoint, in place of the namespace's one before.
 
         Chunks of older checkpoints are forgotten: the next put hardly ever names them again.
         """
         with self._lock:
             if namespace in self._known:
                 self._drop(namespace)
-            self._known[namespace] = (epoch, digests)
-            self._count += 1 + len(digests)
+            self._known[namespace] = (epoch, last)
+            self._count += _weight(last)
             while self._count > self.max_digests:
                 self._drop(next(iter(self._known)))
 
     def _drop(self, namespace: Hashable) -> None:
-        # A namespace without chunks counts as one digest, so that any number of them is bounded.
-        self._count -= 1 + len(self._known.pop(namespace)[1])
+        self._count -= _weight(self._known.pop(namespace)[1])
+
+
+def _weight(last: LastCheckpoint) -> int:
+    """What a checkpoint counts for, in digests: channels and the entry itself are bounded too."""
+    return 1 + len(last.channels) + len(last.digests)

@@ -115,6 +115,22 @@ def join(tree: Tree, chunks: Mapping[bytes, bytes]) -> bytes:
     return data
 
 
+def digests_of(tree: Tree | None, chunks: Mapping[bytes, bytes]) -> frozenset[bytes]:
+    """All digests that `tree` names, nodes included.
+
+    Raises:
+        ChunkError: A node is missing.
+    """
+    if tree is None:
+        return frozenset()
+    level = split_digests(tree.digests)
+    found = set(level)
+    for _ in range(tree.depth):
+        level = [d for node in level for d in split_digests(_get(chunks, node))]
+        found.update(level)
+    return frozenset(found)
+
+
 def split_digests(digests: bytes) -> list[bytes]:
     """The digests that stand one after the other in a root or a node.
 

@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+from sqlalchemy.util import greenlet_spawn
 
 from checkpointer.errors import ConfigurationError, InvalidInputError
 from checkpointer.projection import contains_json
@@ -147,23 +148,21 @@ class SQLite(Dialect):
 
         The stock dialect hops to that thread three to four times a statement.
         """
-        async with engine.connect() as connection:
-            fairy = await connection.get_raw_connection()
+        fairy = await engine.raw_connection()
+        try:
             driver = cast("Any", fairy.driver_connection)
 
             def transact() -> T:
-                raw: sqlite3.Connection = driver._conn  # noqa: SLF001
-                inner = fairy.info.get("checkpointer_engine")
-                if inner is None:
-                    inner = fairy.info["checkpointer_engine"] = _worker_engine(raw)
-                with _driver_autocommit(raw), inner.connect() as worker:
-                    worker.execution_options(checkpointer_begin=begin)
-                    with worker.begin():
-                        return work(worker)
+                worker = fairy.info.get("checkpointer_worker")
+                if worker is None:
+                    worker = fairy.info["checkpointer_worker"] = _Worker(driver._conn)  # noqa: SLF001
+                return worker.transact(begin, work)
 
             # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
             # reaches for the same queue.
             return cast("T", await driver._execute(transact))  # noqa: SLF001
+        finally:
+            await greenlet_spawn(fairy.close)
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """SQLite's INSERT."""
@@ -174,7 +173,7 @@ class SQLite(Dialect):
         return column.in_(sa.bindparam(name, expanding=True, type_=column.type))
 
     def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        """A function of ours, which `_worker_engine` defines on each connection."""
+        """A function of ours, which `_Worker` defines on each connection."""
         contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
         return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
 
@@ -206,22 +205,27 @@ def dialect_named(name: str) -> Dialect:
     )
 
 
-def _worker_engine(raw: sqlite3.Connection) -> sa.Engine:
-    """A plain engine over one open connection, for use inside its thread."""
-    raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
-    engine = sa.create_engine(
-        "sqlite://",
-        creator=lambda: raw,
-        poolclass=StaticPool,
-        pool_reset_on_return=None,
-        hide_parameters=True,
-    )
+class _Worker:
+    """A plain connection over one open sqlite3 connection, for use inside its thread."""
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options()["checkpointer_begin"])
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
+        engine = sa.create_engine(
+            "sqlite://",
+            creator=lambda: raw,
+            poolclass=StaticPool,
+            pool_reset_on_return=None,
+            hide_parameters=True,
+        )
+        self._raw = raw
+        self._connection = engine.connect()
 
-    return engine
+    def transact(self, begin: str, work: Work[T]) -> T:
+        """Run work in a transaction that is opened by `begin`."""
+        with _driver_autocommit(self._raw):
+            self._raw.execute(begin)
+            with self._connection.begin():
+                return work(self._connection)
 
 
 @contextmanager

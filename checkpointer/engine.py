@@ -70,6 +70,9 @@ def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
     options: dict[str, Any] = {"hide_parameters": True}
     if backend == "postgresql":
         options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
+    else:
+        # Our transactions end before a connection is given back; a reset would be one more hop.
+        options |= {"pool_reset_on_return": None}
     try:
         engine = create_async_engine(url, **options | engine_options)
     except sa_exc.NoSuchModuleError as exc:

@@ -6,7 +6,6 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from checkpointer.chunking import Tree
 from checkpointer.manifest import Manifest
 from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
 from checkpointer.store import Store, batched
@@ -107,16 +106,15 @@ def _add_writes(
 
 
 def _add_chunks(connection: sa.Connection, store: Store, history: History) -> bool:
-    trees: list[Tree] = []
+    trees = []
     for channel, i in history.seeds.items():
         manifest = history.ancestors[i].manifest
-        content = isinstance(manifest, Manifest) and manifest.channels[channel].content
-        if isinstance(content, Tree):
-            trees.append(content)
+        if isinstance(manifest, Manifest):
+            trees.append(manifest.channels[channel].tree())
     for one in history.ancestors:
-        trees += [write.content for write in one.writes if isinstance(write.content, Tree)]
+        trees += [write.tree() for write in one.writes]
     threads = sorted({one.thread_id for one in history.ancestors})
-    chunks, complete = store.chunks_of(connection, threads, trees)
+    chunks, complete = store.chunks_of(connection, threads, filter(None, trees))
     for one in history.ancestors:
         one.chunks = chunks
     return complete

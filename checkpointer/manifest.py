@@ -32,6 +32,10 @@ class Value:
     type: str
     content: bytes | Tree
 
+    def tree(self) -> Tree | None:
+        """The tree, unless the value is inline."""
+        return self.content if isinstance(self.content, Tree) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -58,8 +62,8 @@ class Manifest:
     def trees(self) -> Iterator[Tree]:
         """The trees of all values that are not inline."""
         for value in self.values():
-            if isinstance(value.content, Tree):
-                yield value.content
+            if (tree := value.tree()) is not None:
+                yield tree
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -94,24 +98,21 @@ def decode_manifest(data: bytes) -> Manifest:
         raise FormatError(f"a manifest cannot be decoded: {exc}") from exc
 
 
-def encode_content(content: bytes | Tree) -> bytes:
-    """The content of one value that is stored by itself, as a pending write is: sealed."""
-    return seal(ormsgpack.packb(_pack_tree(content)) if isinstance(content, Tree) else content)
+def encode_value(value: Value) -> bytes:
+    """One value that is stored by itself, as a pending write is: sealed."""
+    return seal(ormsgpack.packb(_pack_value(value)))
 
 
-def decode_content(data: bytes, *, chunked: bool) -> bytes | Tree:
-    """The content of one value that is stored by itself.
+def decode_value(data: bytes) -> Value:
+    """A value that was stored by itself.
 
     Raises:
         FormatError: The bytes are altered.
     """
-    body = unseal(data)
-    if not chunked:
-        return body
     try:
-        return _unpack_tree(ormsgpack.unpackb(body))
+        return _unpack_value(ormsgpack.unpackb(unseal(data)))
     except (ValueError, TypeError) as exc:
-        raise FormatError(f"a tree cannot be decoded: {exc}") from exc
+        raise FormatError(f"a value cannot be decoded: {exc}") from exc
 
 
 def seal(body: bytes) -> bytes:

@@ -39,6 +39,7 @@ class Queries:
         self.touch_thread = touch.on_conflict_do_update(
             index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
         )
+        self.touch_one_thread = self.touch_thread.returning(threads.c.epoch)
         self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(
             self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
         )

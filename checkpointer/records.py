@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from checkpointer.cache import LastCheckpoint
 from checkpointer.chunking import ChunkError, Tree, join
 from checkpointer.errors import DamagedDataError
-from checkpointer.manifest import FormatError, Manifest, decode_content, decode_manifest
+from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest, decode_value
 
 Chunks = Mapping[bytes, bytes | memoryview]
 
@@ -25,11 +26,20 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class PutCheckpoint:
-    """One checkpoint to store: its row, and every chunk that its manifest names."""
+    """One checkpoint to store.
+
+    Attributes:
+        row: Its row.
+        chunks: The chunks that its manifest names, but for those of reused values.
+        reused: The digests of the chunks of values that are the parent's own.
+        last: What the process remembers of it, once it has committed.
+    """
 
     namespace: Namespace
     row: dict[str, Any]
     chunks: Chunks
+    reused: frozenset[bytes]
+    last: LastCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,10 @@ class PutWrites:
 Put = PutCheckpoint | PutWrites
 
 
+class ReuseError(Exception):
+    """A put reuses values whose chunks may be gone; put it again with all values encoded."""
+
+
 @dataclass(slots=True)
 class StoredWrite:
     """One pending write as it stands in the database."""
@@ -59,26 +73,21 @@ class StoredWrite:
     idx: int
     task_path: str
     channel: str
-    type: str
-    content: bytes | Tree | FormatError
+    value: Value | FormatError
 
     @classmethod
     def from_row(cls, row: Any) -> Self:
         """A row of the table."""
-        content: bytes | Tree | FormatError
+        value: Value | FormatError
         try:
-            content = decode_content(row.data, chunked=row.chunked)
+            value = decode_value(row.data)
         except FormatError as exc:
-            content = exc
-        return cls(
-            row.checkpoint_id,
-            row.task_id,
-            row.idx,
-            row.task_path,
-            row.channel,
-            row.type,
-            content,
-        )
+            value = exc
+        return cls(row.checkpoint_id, row.task_id, row.idx, row.task_path, row.channel, value)
+
+    def tree(self) -> Tree | None:
+        """The tree of its value, unless that is inline or unreadable."""
+        return self.value.tree() if isinstance(self.value, Value) else None
 
 
 @dataclass(slots=True)
@@ -129,25 +138,27 @@ class StoredCheckpoint:
         if isinstance(self.manifest, Manifest):
             yield from self.manifest.trees()
         for write in (*self.writes, *self.sends):
-            if isinstance(write.content, Tree):
-                yield write.content
+            if (tree := write.tree()) is not None:
+                yield tree
 
-    def load(self, content: bytes | Tree | FormatError, what: str) -> bytes:
-        """The bytes of one of its values, verified.
+    def load(self, value: Value | FormatError, what: str) -> tuple[str, bytes]:
+        """The type tag and the bytes of one of its values, verified.
 
         Args:
-            content: The value's content.
-            what: What the value is, for the error: "channel 'messages'", for example.
+            value: The value.
+            what: What it is, for the error: "channel 'messages'", for example.
 
         Raises:
-            DamagedDataError: A chunk is missing or altered.
+            DamagedDataError: A chunk is missing or altered, or the value cannot be read.
         """
         try:
-            if isinstance(content, FormatError):
-                raise content
-            return content if isinstance(content, bytes) else join(content, self.chunks)
+            if isinstance(value, FormatError):
+                raise value
+            content = value.content
+            data = join(content, self.chunks) if isinstance(content, Tree) else content
         except (ChunkError, FormatError) as exc:
             raise self.damage(f"{what}: {exc}") from exc
+        return value.type, data
 
     def damage(self, reason: str) -> DamagedDataError:
         """The error that names this checkpoint."""

@@ -22,19 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import history, threads
 from checkpointer.backend import Backend
-from checkpointer.codec import (
-    Decoder,
-    Encoder,
-    conditions_of,
-    config_for,
-    full_metadata,
-    identifier,
-    key_of,
-    node_of,
-)
+from checkpointer.configs import conditions_of, config_for, full_metadata, identifier, key_of
+from checkpointer.decoder import Decoder, node_of
+from checkpointer.encoder import Encoder
 from checkpointer.errors import InvalidInputError
 from checkpointer.listing import checkpoints
-from checkpointer.records import StoredCheckpoint
+from checkpointer.records import ReuseError, StoredCheckpoint
 from checkpointer.serde import LosslessSerializer
 from checkpointer.twins import SyncTwins
 
@@ -84,6 +77,7 @@ class AsyncSQLAlchemySaver(SyncTwins):
     def _call(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        self._backend.check_open()
         return self._backend.bridge.call(function, *args, **kwargs)
 
     def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
@@ -91,10 +85,13 @@ class AsyncSQLAlchemySaver(SyncTwins):
 
     def close(self) -> None:
         """The sync twin of `aclose`."""
-        self._call(self.aclose)
-        self._backend.bridge.stop()
+        if not self._backend.closed:
+            self._call(self.aclose)
+            self._backend.bridge.stop()
 
     async def __aenter__(self) -> Self:
+        self._backend.check_open()
+        self._backend.bridge.bind()
         return self
 
     async def __aexit__(
@@ -124,7 +121,11 @@ class AsyncSQLAlchemySaver(SyncTwins):
                 sends_channel=TASKS,
             )
         )
-        return None if stored is None else self._tuple(stored)
+        if stored is None:
+            return None
+        found = self._tuple(stored)
+        self._backend.store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
+        return found
 
     async def alist(
         self,
@@ -168,18 +169,24 @@ class AsyncSQLAlchemySaver(SyncTwins):
 
         Args:
             config: With `thread_id`; its `checkpoint_id`, if any, names the parent.
-            checkpoint: All of its channel values are stored.
+            checkpoint: All of its channel values are stored; one whose version is the parent's,
+                as the parent has it.
             metadata: Stored whole; simple values of the config are added to it.
-            new_versions: Not needed: which values are new is told by their bytes.
+            new_versions: The channels that have changed. No value is lost if one is left out.
 
         Returns:
             The config that names the stored checkpoint.
         """
-        del new_versions
-        key = key_of(config, self._backend.database.dialect)
-        put = self._encoder(config).checkpoint(checkpoint, full_metadata(config, metadata))
-        await self._backend.put(put)
-        return config_for(key.namespace, put.row["checkpoint_id"])
+        namespace = key_of(config, self._backend.database.dialect).namespace
+        metadata_ = full_metadata(config, metadata)
+        last = self._backend.store.last.get(namespace)
+        put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, last)
+        try:
+            await self._backend.put(put)
+        except ReuseError:
+            put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, None)
+            await self._backend.put(put)
+        return config_for(namespace, put.row["checkpoint_id"])
 
     async def aput_writes(
         self,

@@ -14,14 +14,15 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from checkpointer.cache import ChunkCache, StoredChunks
-from checkpointer.chunking import Tree, digest_of, split_digests
+from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
+from checkpointer.chunking import Tree, digest_of, digests_of, split_digests
 from checkpointer.manifest import Manifest
 from checkpointer.queries import AnySelect, Queries
 from checkpointer.records import (
     Namespace,
     Put,
     PutCheckpoint,
+    ReuseError,
     StoredCheckpoint,
     StoredWrite,
 )
@@ -37,7 +38,7 @@ class Store:
 
     queries: Queries
     cache: ChunkCache
-    stored: StoredChunks
+    last: LastCheckpoints
 
     def put(self, connection: sa.Connection, batch: Sequence[Put]) -> dict[str, int]:
         """Store a batch in the transaction under way.
@@ -47,17 +48,21 @@ class Store:
 
         Returns:
             The epoch of each thread, for `learn` once the transaction has committed.
+
+        Raises:
+            ReuseError: Chunks of a reused value may be gone, and the process has not kept them.
         """
         thread_ids = sorted({put.namespace.thread_id for put in batch})
         now = datetime.now(UTC)
-        connection.execute(
-            self.queries.touch_thread,
-            [
-                {"thread_id": t, "epoch": new_epoch(), "created_at": now, "updated_at": now}
-                for t in thread_ids
-            ],
-        )
-        epochs = self._epochs(connection, thread_ids)
+        rows = [
+            {"thread_id": t, "epoch": new_epoch(), "created_at": now, "updated_at": now}
+            for t in thread_ids
+        ]
+        if len(rows) == 1:
+            epochs = {thread_ids[0]: connection.scalars(self.queries.touch_one_thread, rows).one()}
+        else:
+            connection.execute(self.queries.touch_thread, rows)
+            epochs = self._epochs(connection, thread_ids)
         checkpoints, writes, special = [], [], []
         for put in batch:
             if isinstance(put, PutCheckpoint):
@@ -80,10 +85,15 @@ class Store:
         new: dict[tuple[str, bytes], bytes | memoryview] = {}
         for put in batch:
             thread_id = put.namespace.thread_id
-            known = self.stored.get(put.namespace, epochs[thread_id])
+            known = self.last.stored(put.namespace, epochs[thread_id])
             for digest, data in put.chunks.items():
                 if digest not in known:
                     new[thread_id, digest] = data
+            if isinstance(put, PutCheckpoint) and (again := put.reused - known):
+                cached = self.cache.get_many(again)
+                if len(cached) < len(again):
+                    raise ReuseError
+                new.update(((thread_id, digest), data) for digest, data in cached.items())
         return [
             {"thread_id": thread_id, "digest": digest, "data": data}
             for (thread_id, digest), data in new.items()
@@ -101,8 +111,18 @@ class Store:
         for put in batch:
             self.cache.put_many(put.chunks.items())
             if isinstance(put, PutCheckpoint):
-                epoch = epochs[put.namespace.thread_id]
-                self.stored.learn(put.namespace, epoch, frozenset(put.chunks))
+                self.last.learn(put.namespace, epochs[put.namespace.thread_id], put.last)
+
+    def learn_read(self, stored: StoredCheckpoint, versions: Mapping[str, Any]) -> None:
+        """Remember a checkpoint that was read, with the versions of its channels."""
+        if stored.epoch is None or not isinstance(stored.manifest, Manifest):
+            return
+        channels = {
+            name: (value, digests_of(value.tree(), stored.chunks))
+            for name, value in stored.manifest.channels.items()
+        }
+        last = LastCheckpoint(stored.checkpoint_id, versions, channels, frozenset(stored.chunks))
+        self.last.learn(stored.namespace, stored.epoch, last)
 
     def get(
         self,
@@ -128,12 +148,7 @@ class Store:
             return found
 
         found = self._with_chunks(connection, rows)
-        if not found:
-            return None
-        one = found[0]
-        if one.epoch is not None:
-            self.stored.learn(namespace, one.epoch, frozenset(one.chunks))
-        return one
+        return found[0] if found else None
 
     def page(
         self,

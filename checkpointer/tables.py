@@ -96,9 +96,8 @@ writes = Table(
     Column[int]("idx", Integer, primary_key=True, autoincrement=False),
     Column[str]("task_path", _text, nullable=False),
     Column[str]("channel", _text, nullable=False),
-    Column[str]("type", _text, nullable=False),
     Column[bytes]("data", LargeBinary, nullable=False),
-    # Whether `data` holds a tree of digests instead of the value's own bytes.
+    # Whether `data` names chunks: tells a sweep which writes to read.
     Column[bool]("chunked", Boolean, nullable=False),
 )
 

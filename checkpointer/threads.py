@@ -247,13 +247,11 @@ def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> se
     for row in connection.execute(store.queries.manifests, {"thread_id": thread_id}):
         trees += _manifest(thread_id, row).trees()
     for row in connection.execute(store.queries.chunked_writes, {"thread_id": thread_id}):
-        content = StoredWrite.from_row(row).content
-        if isinstance(content, FormatError):
-            raise _unknown(
-                thread_id, row, f"a write to {row.channel!r} cannot be read: {content!s}"
-            )
-        if isinstance(content, Tree):
-            trees.append(content)
+        write = StoredWrite.from_row(row)
+        if isinstance(write.value, FormatError):
+            raise _unknown(thread_id, row, f"a write to {row.channel!r}: {write.value}")
+        if (tree := write.tree()) is not None:
+            trees.append(tree)
     nodes, complete = store.chunks_of(connection, [thread_id], trees, nodes_only=True)
     if not complete:
         raise DamagedDataError(

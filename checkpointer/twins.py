@@ -52,7 +52,11 @@ class SyncTwins(BaseCheckpointSaver[str]):
         """Checkpoints by descending id."""
 
     def __enter__(self) -> Self:
+        self._call(self._start)
         return self
+
+    async def _start(self) -> None:
+        """Do nothing, on the saver's event loop: from here on, there is one."""
 
     def __exit__(
         self,

@@ -64,7 +64,6 @@ def upgrade() -> None:
         _column("idx", sa.Integer()),
         _column("task_path", TEXT),
         _column("channel", TEXT),
-        _column("type", TEXT),
         _column("data", sa.LargeBinary()),
         _column("chunked", sa.Boolean()),
         sa.PrimaryKeyConstraint(

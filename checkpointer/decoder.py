@@ -1,0 +1,123 @@
+"""What is stored, to LangGraph's checkpoints and writes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langgraph.checkpoint.base import CheckpointTuple, PendingWrite, writes_sort_key
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS
+
+from checkpointer.configs import config_for
+from checkpointer.errors import SerializationError
+from checkpointer.manifest import FormatError, Manifest, Value
+from checkpointer.projection import project
+from checkpointer.records import StoredCheckpoint, StoredWrite
+from checkpointer.threads import Node
+
+COUNTERS: Final = "counters_since_delta_snapshot"
+"""Metadata that names the delta channels that were not snapshotted in a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Turns a stored checkpoint back into LangGraph's values."""
+
+    serde: SerializerProtocol
+    stored: StoredCheckpoint
+
+    def tuple_(self, first_version: str) -> CheckpointTuple:
+        """The checkpoint as LangGraph takes it.
+
+        Args:
+            first_version: What a channel's first version is, for pending sends of an old format.
+
+        Raises:
+            DamagedDataError: A stored row does not hold what was written.
+            SerializationError: The serde refused a value.
+        """
+        one = self.stored
+        manifest = self.manifest()
+        checkpoint = self.value(manifest.checkpoint, "the checkpoint")
+        if checkpoint["id"] != one.checkpoint_id:
+            raise one.damage(f"found the manifest of checkpoint {checkpoint['id']!r}")
+        checkpoint["channel_values"] = {
+            name: self.channel(manifest, name) for name in manifest.channels
+        }
+        if one.sends:
+            versions = checkpoint["channel_versions"]
+            versions[TASKS] = max(versions.values()) if versions else first_version
+            checkpoint["channel_values"][TASKS] = [v for _, _, v in self.writes(one.sends)]
+        namespace, parent = one.namespace, one.parent_checkpoint_id
+        return CheckpointTuple(
+            config=config_for(namespace, one.checkpoint_id),
+            checkpoint=checkpoint,
+            metadata=self.value(manifest.metadata, "the metadata"),
+            parent_config=None if parent is None else config_for(namespace, parent),
+            pending_writes=self.writes(one.writes),
+        )
+
+    def manifest(self) -> Manifest:
+        """The manifest itself.
+
+        Raises:
+            DamagedDataError: It cannot be read.
+        """
+        if isinstance(self.stored.manifest, FormatError):
+            raise self.stored.damage(str(self.stored.manifest)) from self.stored.manifest
+        return self.stored.manifest
+
+    def channel(self, manifest: Manifest, name: str) -> Any:
+        """The value of one channel that the manifest holds."""
+        return self.value(manifest.channels[name], f"channel {name!r}")
+
+    def writes(self, writes: Iterable[StoredWrite]) -> list[PendingWrite]:
+        """Writes of one checkpoint, in the order in which a run applies them."""
+        ordered = sorted(writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+        return [(w.task_id, w.channel, self._write(w)) for w in ordered]
+
+    def _write(self, write: StoredWrite) -> Any:
+        return self.value(write.value, f"the write of task {write.task_id!r} to {write.channel!r}")
+
+    def value(self, value: Value | FormatError, what: str) -> Any:
+        """A value loaded.
+
+        Args:
+            value: The value, or why it cannot be read.
+            what: What it is, for errors.
+
+        Raises:
+            DamagedDataError: A chunk is missing or altered, or the value cannot be read.
+            SerializationError: The serde refused it.
+        """
+        type_, data = self.stored.load(value, what)
+        try:
+            return self.serde.loads_typed((type_, data))
+        except Exception as exc:
+            one = self.stored
+            raise SerializationError(
+                f"thread {one.thread_id!r}, namespace {one.checkpoint_ns!r}, checkpoint "
+                f"{one.checkpoint_id!r}: found {what} with the type tag {type_!r}, expected a "
+                f"value that the serde can load: {type(exc).__name__}: {exc}; use the serde that "
+                f"stored it"
+            ) from exc
+
+
+def node_of(metadata: Mapping[str, Any], manifest: Manifest, parent: str | None) -> Node:
+    """What planning a prune needs to know of a checkpoint.
+
+    Args:
+        metadata: The projection of its metadata.
+        manifest: Its manifest.
+        parent: The id of its parent.
+    """
+    counters = metadata.get(COUNTERS)
+    parents = metadata.get("parents")
+    root = parents.get("") if isinstance(parents, Mapping) else None
+    return Node(
+        parent=parent,
+        stored=frozenset(project(dict.fromkeys(manifest.channels))),
+        replayed=frozenset(counters if isinstance(counters, Mapping) else ()),
+        root=root if isinstance(root, str) else None,
+        sends_parent=parent if manifest.version < 4 else None,  # noqa: PLR2004
+    )
