@@ -63,34 +63,47 @@ def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
 
     Raises:
         DriverError: The URL's driver is unknown, not async, or not installed.
+        ConfigurationError: SQLAlchemy does not know an option.
     """
     backend = url.get_backend_name()
-    dialect = dialect_named(backend)
-    expected = f"{backend}+{dialect.async_driver}"
+    _check_driver(url)
     options: dict[str, Any] = {"hide_parameters": True}
-    if backend == "postgresql":
-        options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
-    else:
+    if backend == "sqlite":
         # Our transactions end before a connection is given back; a reset would be one more hop.
         options |= {"pool_reset_on_return": None}
+    elif engine_options.keys().isdisjoint({"pool", "poolclass"}):
+        options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
     try:
         engine = create_async_engine(url, **options | engine_options)
+    except ModuleNotFoundError as exc:
+        package = _PACKAGES.get(url.get_driver_name(), exc.name or url.get_driver_name())
+        raise DriverError(
+            f"found that the driver of {url.drivername}:// is not installed, expected the package "
+            f"{package}; run: pip install '{package}'"
+        ) from exc
+    except TypeError as exc:
+        raise ConfigurationError(
+            f"found the engine options {sorted(engine_options)}, expected those of SQLAlchemy's "
+            f"create_async_engine: {exc}"
+        ) from exc
+    prepare_engine(engine, busy_timeout=BUSY_TIMEOUT)
+    return engine
+
+
+def _check_driver(url: sa.URL) -> None:
+    """Refuse a driver that is unknown or not async, before it is imported."""
+    expected = f"{url.get_backend_name()}+{dialect_named(url.get_backend_name()).async_driver}"
+    try:
+        dialect = url.get_dialect()
     except sa_exc.NoSuchModuleError as exc:
         raise DriverError(
             f"found the unknown database driver in {url.drivername}://, expected {expected}://"
         ) from exc
-    except sa_exc.InvalidRequestError as exc:
+    if not dialect.get_async_dialect_cls(url).is_async:
         raise DriverError(
-            f"found the driver of {url.drivername}://, which is not async; use {expected}://"
-        ) from exc
-    except ModuleNotFoundError as exc:
-        package = _PACKAGES.get(url.get_driver_name(), exc.name or url.get_driver_name())
-        raise DriverError(
-            f"the database driver of {url.drivername}:// is not installed; run: "
-            f"pip install '{package}'"
-        ) from exc
-    prepare_engine(engine, busy_timeout=BUSY_TIMEOUT)
-    return engine
+            f"found the driver of {url.drivername}://, which is not async, expected one that is; "
+            f"use {expected}://"
+        )
 
 
 class Database:
