@@ -100,8 +100,14 @@ class LastCheckpoints:
             known = self._known.get(namespace)
         return known and known[1]
 
-    def stored(self, namespace: Hashable, epoch: int) -> frozenset[bytes]:
-        """The digests known to be stored, if `epoch` is still the one they were learned under."""
+    def epoch(self, namespace: Hashable) -> int | None:
+        """The epoch under which the namespace's last checkpoint was learned."""
+        with self._lock:
+            known = self._known.get(namespace)
+        return known and known[0]
+
+    def stored(self, namespace: Hashable, epoch: int | None) -> frozenset[bytes]:
+        """The digests known to be stored, if they were learned under `epoch`."""
         with self._lock:
             known = self._known.get(namespace)
         return known[1].digests if known and known[0] == epoch else frozenset()

@@ -45,7 +45,7 @@ async def upgrade(url: sa.URL) -> str:
         await schema.upgrade(database)
     finally:
         await database.dispose()
-    return f"upgraded to revision {schema.EXPECTED_REVISION}"
+    return f"the schema is at revision {schema.EXPECTED_REVISION}"
 
 
 async def current(url: sa.URL) -> str:

@@ -38,6 +38,9 @@ class Dialect(ABC):
     max_list: ClassVar[int]
     """Items that one statement may take in a list (see `is_any_of`)."""
 
+    has_arrays: ClassVar[bool]
+    """Whether rows may be passed as one array a column, and changed in WITH clauses."""
+
     @abstractmethod
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads. Its statements need not see one snapshot."""
@@ -45,6 +48,10 @@ class Dialect(ABC):
     @abstractmethod
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, which may write, and commit it."""
+
+    @abstractmethod
+    async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that puts a batch, so that all of a thread's puts are stored or none."""
 
     @abstractmethod
     def insert(self, table: sa.Table) -> Insert:
@@ -84,6 +91,7 @@ class PostgreSQL(Dialect):
     async_driver = "asyncpg"
     upgrades_on_first_use = False
     max_list = 50_000
+    has_arrays = True
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in autocommit: no BEGIN and no ROLLBACK travel."""
@@ -95,6 +103,10 @@ class PostgreSQL(Dialect):
         """Run work in one transaction."""
         async with engine.begin() as connection:
             return await connection.run_sync(work)
+
+    async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run single statements, each a transaction of its own: one round trip a batch."""
+        return await self.read(engine, work)
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """PostgreSQL's INSERT."""
@@ -134,6 +146,7 @@ class SQLite(Dialect):
     async_driver = "aiosqlite"
     upgrades_on_first_use = True
     max_list = 500
+    has_arrays = False
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in one deferred transaction: one snapshot."""
@@ -163,6 +176,10 @@ class SQLite(Dialect):
             return cast("T", await driver._execute(transact))  # noqa: SLF001
         finally:
             await greenlet_spawn(fairy.close)
+
+    async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction."""
+        return await self.write(engine, work)
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """SQLite's INSERT."""

@@ -1,6 +1,7 @@
 """A database URL or an engine, to a `Database` that runs work on it."""
 
 import os
+from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -125,10 +126,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        try:
-            return await self.dialect.read(self.engine, work)
-        except (sa_exc.SQLAlchemyError, OSError) as exc:
-            raise self._translated(exc) from exc
+        return await self._translating(self.dialect.read(self.engine, work))
 
     async def write(self, work: Work[T]) -> T:
         """Run work in one transaction and commit it. Nothing is stored if it raises.
@@ -136,8 +134,19 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
+        return await self._translating(self.dialect.write(self.engine, work))
+
+    async def put(self, work: Work[T]) -> T:
+        """Run work that puts a batch. Of each thread, all is stored and committed, or nothing.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._translating(self.dialect.put(self.engine, work))
+
+    async def _translating(self, running: Awaitable[T]) -> T:
         try:
-            return await self.dialect.write(self.engine, work)
+            return await running
         except (sa_exc.SQLAlchemyError, OSError) as exc:
             raise self._translated(exc) from exc
 

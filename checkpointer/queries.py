@@ -4,11 +4,13 @@ Every statement names `thread_id`, but for the two that search over all threads:
 the list without a thread.
 """
 
-from functools import cache, lru_cache
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache, cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
+from sqlalchemy.dialects import postgresql
 
 from checkpointer.dialects import Dialect, dialect_named
 from checkpointer.tables import checkpoints, chunks, threads, writes
@@ -48,6 +50,49 @@ class Queries:
         self.put_write = insert(writes).on_conflict_do_nothing()
         self.put_special_write = _replacing(insert(writes))
 
+    @cached_property
+    def put_at_once(self) -> AnySelect:
+        """A whole batch in one statement: rows come as one array a column (see `arrays`).
+
+        The thread's rows are touched first, because all other inserts join what that returns. A
+        thread whose epoch is not the expected one stores nothing; `epoch` tells.
+        """
+        insert = self.dialect.insert
+        given = _unnested("threads", *threads.c, sa.column("expected", sa.BigInteger))
+        touch = insert(threads).from_select(
+            threads.c.keys(), sa.select(*(given.c[column.name] for column in threads.c))
+        )
+        touched = (
+            touch.on_conflict_do_update(
+                index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
+            )
+            .returning(threads.c.thread_id, threads.c.epoch)
+            .cte("touched")
+        )
+        held = (
+            sa.select(touched.c.thread_id)
+            .join(given, given.c.thread_id == touched.c.thread_id)
+            .where(sa.func.coalesce(given.c.expected, touched.c.epoch) == touched.c.epoch)
+            .cte("held")
+        )
+
+        def put(name: str, table: sa.Table) -> Any:
+            rows = _unnested(name, *table.c)
+            columns = table.c.keys()
+            return insert(table).from_select(
+                columns,
+                sa.select(*(_as_stored(rows.c[c], table.c[c].type) for c in columns)).join(
+                    held, held.c.thread_id == rows.c.thread_id
+                ),
+            )
+
+        return sa.select(touched.c.thread_id, touched.c.epoch).add_cte(
+            put("chunks", chunks).on_conflict_do_nothing().cte("put_chunks"),
+            _replacing(put("checkpoints", checkpoints)).cte("put_checkpoints"),
+            put("writes", writes).on_conflict_do_nothing().cte("put_writes"),
+            _replacing(put("special", writes)).cte("put_special_writes"),
+        )
+
     def _build_gets(self) -> None:
         c, w = checkpoints.c, writes.c
         row: AnySelect = sa.select(
@@ -60,9 +105,9 @@ class Queries:
         ).outerjoin_from(checkpoints, threads, threads.c.thread_id == c.thread_id)
         in_namespace = _same(checkpoints, "thread_id", "checkpoint_ns")
         self._row = row
-        self.checkpoint = row.where(_same(checkpoints, *_KEY))
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
-        self.writes_of_one = sa.select(writes).where(_same(writes, *_KEY))
+        self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
+        self.latest_and_writes = _and_writes(self.latest_checkpoint)
         self.writes_of_many = sa.select(writes).where(
             sa.tuple_(w.thread_id, w.checkpoint_ns, w.checkpoint_id).in_(
                 bindparam("keys", expanding=True)
@@ -227,6 +272,40 @@ def _same(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
 
 def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
     return [table.c[name] for name in names]
+
+
+def _and_writes(checkpoint: AnySelect) -> AnySelect:
+    """One checkpoint beside each of its writes; beside NULLs if it has none."""
+    one = checkpoint.subquery("one")
+    same = sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))
+    columns = [column for column in writes.c if column.name not in _KEY]
+    return sa.select(*one.c, *columns).outerjoin_from(one, writes, same)
+
+
+def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
+    """Rows that are passed as one array a column; the parameters are `name` and the column's."""
+    text = sa.Text()
+    types = [(c.name, text if isinstance(c.type, sa.Text | sa.JSON) else c.type) for c in columns]
+    arrays = [
+        bindparam(f"{name}_{column}", type_=postgresql.ARRAY(type_)) for column, type_ in types
+    ]
+    derived = sa.func.unnest(*arrays).table_valued(
+        *(sa.column(column, type_) for column, type_ in types), name=f"given_{name}"
+    )
+    return derived.render_derived()
+
+
+def _as_stored(
+    value: sa.ColumnElement[Any], type_: sa.types.TypeEngine[Any]
+) -> sa.ColumnElement[Any]:
+    return sa.cast(value, type_) if isinstance(type_, sa.JSON) else value
+
+
+def arrays(
+    name: str, columns: Iterable[str], rows: Collection[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The parameters of one set of rows for `Queries.put_at_once`."""
+    return {f"{name}_{column}": [row[column] for row in rows] for column in columns}
 
 
 def _replacing(insert: Any) -> Any:

@@ -83,6 +83,9 @@ class StoredWrite:
             value = decode_value(row.data)
         except FormatError as exc:
             value = exc
+        else:
+            if row.chunked != (value.tree() is not None):
+                value = FormatError(f"found chunked = {row.chunked} beside a value that is not so")
         return cls(row.checkpoint_id, row.task_id, row.idx, row.task_path, row.channel, value)
 
     def tree(self) -> Tree | None:

@@ -81,6 +81,7 @@ class AsyncSQLAlchemySaver(SyncTwins):
         return self._backend.bridge.call(function, *args, **kwargs)
 
     def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        self._backend.check_open()
         return self._backend.bridge.iterate(items)
 
     def close(self) -> None:

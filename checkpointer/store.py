@@ -1,4 +1,4 @@
-"""Checkpoints, writes and chunks on a given connection: batches in, verified rows out.
+"""Checkpoints, writes and chunks on a given connection: verified rows out, and what is remembered.
 
 Functions here are units of work for `Database.read` and `Database.write`. They know bytes and
 strings; what the bytes mean is the saver's affair.
@@ -8,7 +8,6 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -22,7 +21,6 @@ from checkpointer.records import (
     Namespace,
     Put,
     PutCheckpoint,
-    ReuseError,
     StoredCheckpoint,
     StoredWrite,
 )
@@ -39,72 +37,6 @@ class Store:
     queries: Queries
     cache: ChunkCache
     last: LastCheckpoints
-
-    def put(self, connection: sa.Connection, batch: Sequence[Put]) -> dict[str, int]:
-        """Store a batch in the transaction under way.
-
-        Threads are touched in the order of their ids, so that two batches cannot deadlock. Holding
-        a thread's row, chunks are skipped only if they were learned under the row's epoch.
-
-        Returns:
-            The epoch of each thread, for `learn` once the transaction has committed.
-
-        Raises:
-            ReuseError: Chunks of a reused value may be gone, and the process has not kept them.
-        """
-        thread_ids = sorted({put.namespace.thread_id for put in batch})
-        now = datetime.now(UTC)
-        rows = [
-            {"thread_id": t, "epoch": new_epoch(), "created_at": now, "updated_at": now}
-            for t in thread_ids
-        ]
-        if len(rows) == 1:
-            epochs = {thread_ids[0]: connection.scalars(self.queries.touch_one_thread, rows).one()}
-        else:
-            connection.execute(self.queries.touch_thread, rows)
-            epochs = self._epochs(connection, thread_ids)
-        checkpoints, writes, special = [], [], []
-        for put in batch:
-            if isinstance(put, PutCheckpoint):
-                checkpoints.append(put.row)
-            else:
-                writes += put.rows
-                special += put.special_rows
-        for statement, rows in (
-            (self.queries.put_chunk, self._new_chunks(batch, epochs)),
-            (self.queries.put_checkpoint, checkpoints),
-            (self.queries.put_write, writes),
-            (self.queries.put_special_write, special),
-        ):
-            if rows:
-                connection.execute(statement, rows)
-        return epochs
-
-    def _new_chunks(self, batch: Sequence[Put], epochs: Mapping[str, int]) -> list[dict[str, Any]]:
-        """The rows of the chunks that are not known to be stored."""
-        new: dict[tuple[str, bytes], bytes | memoryview] = {}
-        for put in batch:
-            thread_id = put.namespace.thread_id
-            known = self.last.stored(put.namespace, epochs[thread_id])
-            for digest, data in put.chunks.items():
-                if digest not in known:
-                    new[thread_id, digest] = data
-            if isinstance(put, PutCheckpoint) and (again := put.reused - known):
-                cached = self.cache.get_many(again)
-                if len(cached) < len(again):
-                    raise ReuseError
-                new.update(((thread_id, digest), data) for digest, data in cached.items())
-        return [
-            {"thread_id": thread_id, "digest": digest, "data": data}
-            for (thread_id, digest), data in new.items()
-        ]
-
-    def _epochs(self, connection: sa.Connection, thread_ids: Sequence[str]) -> dict[str, int]:
-        epochs: dict[str, int] = {}
-        for some in batched(thread_ids, self.queries.dialect.max_list):
-            result = connection.execute(self.queries.epochs, {"thread_ids": some})
-            epochs.update((thread_id, epoch) for thread_id, epoch in result)
-        return epochs
 
     def learn(self, batch: Sequence[Put], epochs: Mapping[str, int]) -> None:
         """Remember a batch whose transaction has committed."""
@@ -133,19 +65,19 @@ class Store:
     ) -> StoredCheckpoint | None:
         """One checkpoint, the namespace's latest where no id is given, or `None`."""
         key = namespace.parameters()
-        statement = self.queries.latest_checkpoint
+        statement = self.queries.latest_and_writes
         if checkpoint_id is not None:
             key["checkpoint_id"] = checkpoint_id
-            statement = self.queries.checkpoint
+            statement = self.queries.checkpoint_and_writes
 
         def rows() -> list[StoredCheckpoint]:
-            found = [StoredCheckpoint.from_row(row) for row in connection.execute(statement, key)]
-            for one in found:
-                full_key = {**key, "checkpoint_id": one.checkpoint_id}
-                result = connection.execute(self.queries.writes_of_one, full_key)
-                one.writes = [StoredWrite.from_row(row) for row in result]
-            self._add_sends(connection, found, sends_channel)
-            return found
+            found = connection.execute(statement, key).all()
+            if not found:
+                return []
+            one = StoredCheckpoint.from_row(found[0])
+            one.writes = [StoredWrite.from_row(row) for row in found if row.task_id is not None]
+            self._add_sends(connection, [one], sends_channel)
+            return [one]
 
         found = self._with_chunks(connection, rows)
         return found[0] if found else None

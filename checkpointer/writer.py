@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from checkpointer.engine import Database
+from checkpointer.puts import put
 from checkpointer.records import Put
 from checkpointer.store import Store
 
@@ -33,14 +34,14 @@ class Writer:
         self._waiting: deque[Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def put(self, put: Put) -> None:
+    async def put(self, one: Put) -> None:
         """Store a checkpoint or writes. Returns when the transaction has committed.
 
         Raises:
             DatabaseError: The database refused or failed; nothing of it was stored.
         """
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((put, future))
+        self._waiting.append((one, future))
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="checkpointer writer")
         await future
@@ -65,16 +66,16 @@ class Writer:
         batch: list[Waiting] = []
         size = 0
         while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            put, future = self._waiting.popleft()
+            one, future = self._waiting.popleft()
             if not future.done():
-                batch.append((put, future))
-                size += sum(map(len, put.chunks.values()))
+                batch.append((one, future))
+                size += sum(map(len, one.chunks.values()))
         return batch
 
     async def _commit(self, batch: Sequence[Waiting]) -> None:
-        puts = [put for put, _ in batch]
+        puts = [one for one, _ in batch]
         try:
-            epochs = await self._database.write(partial(self._store.put, batch=puts))
+            epochs = await self._database.put(partial(put, store=self._store, batch=puts))
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()

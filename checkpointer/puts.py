@@ -1,0 +1,157 @@
+"""A batch of puts on a given connection, over any number of threads.
+
+Threads are touched in the order of their ids, so that two batches cannot deadlock. Holding a
+thread's row, chunks are skipped only if they were learned under the row's epoch.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from checkpointer.queries import arrays
+from checkpointer.records import Put, PutCheckpoint, ReuseError
+from checkpointer.store import Store, batched, new_epoch
+from checkpointer.tables import checkpoints, chunks, threads, writes
+
+Epochs = Mapping[str, int]
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of a batch, each key once: within one statement a row can be replaced only once."""
+
+    chunks: dict[Any, Row] = field(default_factory=dict)
+    checkpoints: dict[Any, Row] = field(default_factory=dict)
+    writes: dict[Any, Row] = field(default_factory=dict)
+    special_writes: dict[Any, Row] = field(default_factory=dict)
+
+
+def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs:
+    """Store a batch, with `Database.put`.
+
+    Returns:
+        The epoch of each thread, for `Store.learn` once this has committed.
+
+    Raises:
+        ReuseError: Chunks of a reused value may be gone, and the process has not kept them.
+    """
+    if store.queries.dialect.has_arrays:
+        return _put_at_once(connection, store, batch)
+    touched = _touch(batch)
+    if len(touched) == 1:
+        epoch = connection.scalars(store.queries.touch_one_thread, touched).one()
+        epochs = {touched[0]["thread_id"]: epoch}
+    else:
+        connection.execute(store.queries.touch_thread, touched)
+        epochs = _epochs(connection, store, [row["thread_id"] for row in touched])
+    rows = _rows(store, batch, epochs)
+    for statement, parameters in (
+        (store.queries.put_chunk, rows.chunks),
+        (store.queries.put_checkpoint, rows.checkpoints),
+        (store.queries.put_write, rows.writes),
+        (store.queries.put_special_write, rows.special_writes),
+    ):
+        if parameters:
+            connection.execute(statement, list(parameters.values()))
+    return epochs
+
+
+def _put_at_once(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs:
+    """Store a batch in one statement, on the chance that no epoch was raised meanwhile.
+
+    Threads whose epoch was raised store nothing, and are put once more with all their chunks.
+    """
+    expected = _expected_epochs(store, batch)
+    epochs = _execute_at_once(connection, store, batch, expected)
+    stale = {
+        thread_id
+        for thread_id, epoch in expected.items()
+        if epoch is not None and epochs[thread_id] != epoch
+    }
+    if stale:
+        again = [put for put in batch if put.namespace.thread_id in stale]
+        epochs |= _execute_at_once(connection, store, again, dict.fromkeys(stale))
+    return epochs
+
+
+def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None]:
+    """The epoch under which each thread's chunks are known; none where its namespaces disagree."""
+    known: dict[str, set[int | None]] = {}
+    for one in batch:
+        epochs = known.setdefault(one.namespace.thread_id, set())
+        if one.chunks or (isinstance(one, PutCheckpoint) and one.reused):
+            epochs.add(store.last.epoch(one.namespace))
+    return {
+        thread_id: epochs.pop() if len(epochs) == 1 else None for thread_id, epochs in known.items()
+    }
+
+
+def _execute_at_once(
+    connection: sa.Connection,
+    store: Store,
+    batch: Sequence[Put],
+    expected: Mapping[str, int | None],
+) -> dict[str, int]:
+    touched = [{**row, "expected": expected[row["thread_id"]]} for row in _touch(batch)]
+    rows = _rows(store, batch, expected)
+    stored = [{**r, "metadata": json.dumps(r["metadata"])} for r in rows.checkpoints.values()]
+    result = connection.execute(
+        store.queries.put_at_once,
+        {
+            **arrays("threads", [*threads.c.keys(), "expected"], touched),
+            **arrays("chunks", chunks.c.keys(), rows.chunks.values()),
+            **arrays("checkpoints", checkpoints.c.keys(), stored),
+            **arrays("writes", writes.c.keys(), rows.writes.values()),
+            **arrays("special", writes.c.keys(), rows.special_writes.values()),
+        },
+    )
+    return {row.thread_id: row.epoch for row in result}
+
+
+def _touch(batch: Iterable[Put]) -> list[Row]:
+    """The rows of the batch's threads, in the order of their ids."""
+    now = datetime.now(UTC)
+    return [
+        {"thread_id": thread_id, "epoch": new_epoch(), "created_at": now, "updated_at": now}
+        for thread_id in sorted({one.namespace.thread_id for one in batch})
+    ]
+
+
+def _epochs(connection: sa.Connection, store: Store, thread_ids: Sequence[str]) -> dict[str, int]:
+    epochs: dict[str, int] = {}
+    for some in batched(thread_ids, store.queries.dialect.max_list):
+        result = connection.execute(store.queries.epochs, {"thread_ids": some})
+        epochs.update((thread_id, epoch) for thread_id, epoch in result)
+    return epochs
+
+
+def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) -> Rows:
+    """All rows of a batch, without the chunks that are known to be stored under `epochs`."""
+    rows = Rows()
+    for one in batch:
+        thread_id, namespace = one.namespace.thread_id, one.namespace
+        known = store.last.stored(namespace, epochs[thread_id])
+        new = {digest: data for digest, data in one.chunks.items() if digest not in known}
+        if isinstance(one, PutCheckpoint):
+            rows.checkpoints[namespace, one.row["checkpoint_id"]] = one.row
+            if again := one.reused - known:
+                new |= store.cache.get_many(again)
+                if not again <= new.keys():
+                    raise ReuseError
+        else:
+            for row in one.rows:
+                rows.writes.setdefault(_write_key(row), row)
+            rows.special_writes |= {_write_key(row): row for row in one.special_rows}
+        for digest, data in new.items():
+            key = {"thread_id": thread_id, "digest": digest, "data": data}
+            rows.chunks[thread_id, digest] = key
+    return rows
+
+
+def _write_key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[column.name] for column in writes.primary_key)
