@@ -84,7 +84,9 @@ class Bridge:
                 yield cast("T", item)
                 item = self.call(alist)
         finally:
-            self.call(items.aclose)
+            # A closing loop has closed the generator itself.
+            if self._loop is not None and not self._loop.is_closed():
+                self.call(items.aclose)
 
     def stop(self) -> None:
         """End the background thread, if there is one."""

@@ -4,7 +4,7 @@ Both memories are safe to use from several threads: SQLite's work runs in its co
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -71,18 +71,29 @@ class LastCheckpoint:
     channels: Mapping[str, tuple[Value, frozenset[bytes]]]
     digests: frozenset[bytes]
 
-    def unchanged(self, channel: str, version: object) -> tuple[Value, frozenset[bytes]] | None:
-        """The value that was stored under that version of the channel, if it is this one's."""
-        if version is None or self.versions.get(channel) != version:
-            return None
-        return self.channels.get(channel)
+    def unchanged(
+        self, versions: Mapping[str, Any], new_versions: Collection[str]
+    ) -> dict[str, tuple[Value, frozenset[bytes]]]:
+        """The values of the channels that have the same versions in a child.
+
+        Args:
+            versions: The versions of the child's channels.
+            new_versions: Channels that are new in the child for certain.
+        """
+        return {
+            name: value
+            for name, value in self.channels.items()
+            if name not in new_versions
+            and self.versions.get(name) is not None
+            and self.versions[name] == versions.get(name)
+        }
 
 
 class LastCheckpoints:
     """The last checkpoint of each namespace, with the epoch under which it was stored.
 
-    All of its chunks are stored as long as the thread's row says the same epoch: everything that
-    deletes chunks raises it.
+    As long as the thread's row says the same epoch, all of its chunks are stored and its values are
+    those that the database holds: everything that deletes or copies over them raises it.
 
     Args:
         max_digests: How many digests are remembered over all threads.
@@ -94,22 +105,14 @@ class LastCheckpoints:
         self._count = 0
         self._lock = Lock()
 
-    def get(self, namespace: Hashable) -> LastCheckpoint | None:
-        """The namespace's last checkpoint, whatever the epoch is by now."""
+    def get(self, namespace: Hashable) -> tuple[int, LastCheckpoint] | None:
+        """The namespace's last checkpoint, after the epoch under which it was learned."""
         with self._lock:
-            known = self._known.get(namespace)
-        return known and known[1]
-
-    def epoch(self, namespace: Hashable) -> int | None:
-        """The epoch under which the namespace's last checkpoint was learned."""
-        with self._lock:
-            known = self._known.get(namespace)
-        return known and known[0]
+            return self._known.get(namespace)
 
     def stored(self, namespace: Hashable, epoch: int | None) -> frozenset[bytes]:
         """The digests known to be stored, if they were learned under `epoch`."""
-        with self._lock:
-            known = self._known.get(namespace)
+        known = self.get(namespace)
         return known[1].digests if known and known[0] == epoch else frozenset()
 
     def learn(self, namespace: Hashable, epoch: int, last: LastCheckpoint) -> None:

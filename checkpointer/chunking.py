@@ -35,8 +35,10 @@ MAX_ROOT: Final = 16
 NODE_MASK: Final = 0x0F
 """A node ends after a digest whose first byte has these bits clear: 16 digests on average."""
 
+MIN_NODE: Final = 2
 MAX_NODE: Final = 64
-"""Digests that a node holds at most."""
+"""Digests that a node holds, but for the last of a level: two at least, so that each level has at
+most half as many as the one below."""
 
 MAX_DEPTH: Final = 16
 """Levels of nodes that a tree may have; a stored tree that claims more is damaged."""
@@ -154,7 +156,7 @@ def _group(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     for digest in digests:
         group.append(digest)
-        if not digest[0] & NODE_MASK or len(group) == MAX_NODE:
+        if len(group) == MAX_NODE or (len(group) >= MIN_NODE and not digest[0] & NODE_MASK):
             yield group
             group = []
     if group:

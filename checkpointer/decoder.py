@@ -39,7 +39,7 @@ class Decoder:
         one = self.stored
         manifest = self.manifest()
         checkpoint = self.value(manifest.checkpoint, "the checkpoint")
-        if checkpoint["id"] != one.checkpoint_id:
+        if str(checkpoint["id"]) != one.checkpoint_id:
             raise one.damage(f"found the manifest of checkpoint {checkpoint['id']!r}")
         checkpoint["channel_values"] = {
             name: self.channel(manifest, name) for name in manifest.channels

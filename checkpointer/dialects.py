@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 from sqlalchemy.util import greenlet_spawn
@@ -100,9 +101,14 @@ class PostgreSQL(Dialect):
             return await connection.run_sync(work)
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
-        """Run work in one transaction."""
-        async with engine.begin() as connection:
-            return await connection.run_sync(work)
+        """Run work in one transaction, of a level at which waiting for a lock shows what it hid.
+
+        An engine that was passed in may have another level, or autocommit.
+        """
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="READ COMMITTED")
+            async with connection.begin():
+                return await connection.run_sync(work)
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run single statements, each a transaction of its own: one round trip a batch."""
@@ -240,7 +246,10 @@ class _Worker:
     def transact(self, begin: str, work: Work[T]) -> T:
         """Run work in a transaction that is opened by `begin`."""
         with _driver_autocommit(self._raw):
-            self._raw.execute(begin)
+            try:
+                self._raw.execute(begin)
+            except sqlite3.Error as exc:
+                raise OperationalError(begin, None, exc) from exc
             with self._connection.begin():
                 return work(self._connection)
 

@@ -23,6 +23,9 @@ BODY_INLINE: Final = 4096
 checkpoint without its values, metadata, pending writes."""
 
 
+MAX_VERSION: Final = 1 << 31
+
+
 class Encoder:
     """Turns the values of one put into stored bytes, and gathers the chunks that they name."""
 
@@ -63,7 +66,7 @@ class Encoder:
         checkpoint: Checkpoint,
         metadata: Mapping[str, Any],
         new_versions: Collection[str],
-        last: LastCheckpoint | None,
+        known: tuple[int, LastCheckpoint] | None,
     ) -> PutCheckpoint:
         """A checkpoint to store; the encoder's key names its parent.
 
@@ -71,37 +74,39 @@ class Encoder:
             checkpoint: The checkpoint.
             metadata: Its whole metadata.
             new_versions: The channels that are new for certain.
-            last: What is remembered of the namespace. Where it is the parent, channels whose
-                version has not changed keep the parent's values: with `durability="async"`, a run
-                may have changed the live objects in place by now.
+            known: The namespace's last checkpoint, as `LastCheckpoints.get` gives it. Where that is
+                the parent, channels whose version has not changed keep the parent's values: with
+                `durability="async"`, a run may have changed the live objects in place by now.
         """
         checkpoint_id = self._identifier("checkpoint_id", checkpoint["id"])
         body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         versions = dict(checkpoint.get("channel_versions", {}))
-        parent = last if last and last.checkpoint_id == self._key.checkpoint_id else None
-        channels: dict[str, tuple[Value, frozenset[bytes]]] = {}
-        reused: frozenset[bytes] = frozenset()
-        for name, value in checkpoint.get("channel_values", {}).items():
-            same = parent and parent.unchanged(name, versions.get(name))
-            if same and name not in new_versions:
-                channels[name] = same
-                reused |= same[1]
-            else:
-                self._identifier("channel name", name)
-                channels[name] = self.value(value, f"channel {name!r}", CHANNEL_INLINE)
+        epoch, parent = known or (None, None)
+        reused: dict[str, tuple[Value, frozenset[bytes]]] = {}
+        if parent is not None and parent.checkpoint_id == self._key.checkpoint_id:
+            reused = parent.unchanged(versions, new_versions)
+        channels = {
+            name: reused.get(name) or self._channel(name, value)
+            for name, value in checkpoint.get("channel_values", {}).items()
+        }
         manifest = Manifest(
-            checkpoint.get("v", 0),
+            _version(checkpoint),
             self.value(body, "the checkpoint", BODY_INLINE)[0],
             self.value(metadata, "the metadata", BODY_INLINE)[0],
             {name: value for name, (value, _) in channels.items()},
         )
+        digests = frozenset(self.chunks).union(*(digests for _, digests in channels.values()))
         return PutCheckpoint(
             self._key.namespace,
             self._row(checkpoint_id, metadata, manifest),
             self.chunks,
-            reused,
-            LastCheckpoint(checkpoint_id, versions, channels, reused.union(self.chunks)),
+            epoch if reused.keys() & channels.keys() else None,
+            LastCheckpoint(checkpoint_id, versions, channels, digests),
         )
+
+    def _channel(self, name: str, value: Any) -> tuple[Value, frozenset[bytes]]:
+        self._identifier("channel name", name)
+        return self.value(value, f"channel {name!r}", CHANNEL_INLINE)
 
     def _row(
         self, checkpoint_id: str, metadata: Mapping[str, Any], manifest: Manifest
@@ -144,3 +149,9 @@ class Encoder:
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)
+
+
+def _version(checkpoint: Checkpoint) -> int:
+    """The version of LangGraph's format, or 0 where the checkpoint does not say."""
+    version = checkpoint.get("v")
+    return version if type(version) is int and 0 <= version < MAX_VERSION else 0

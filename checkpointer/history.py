@@ -7,6 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from checkpointer.manifest import Manifest
+from checkpointer.queries import keys
 from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
 from checkpointer.store import Store, batched
 
@@ -97,8 +98,8 @@ def _add_writes(
         (one.thread_id, one.checkpoint_ns, one.checkpoint_id): i
         for i, one in enumerate(history.ancestors)
     }
-    for keys in batched(index, store.queries.dialect.max_list):
-        parameters = {"keys": keys, "channels": list(channels)}
+    for some in batched(index, store.queries.dialect.max_list):
+        parameters = {**keys(some), "channels": list(channels)}
         for row in connection.execute(store.queries.channel_writes_of_many, parameters):
             i = index[row.thread_id, row.checkpoint_ns, row.checkpoint_id]
             if i <= history.seeds.get(row.channel, i):

@@ -89,7 +89,7 @@ def decode_manifest(data: bytes) -> Manifest:
     try:
         version, checkpoint, metadata, channels = ormsgpack.unpackb(body[1:])
         return Manifest(
-            int(version),
+            _integer(version),
             _unpack_value(checkpoint),
             _unpack_value(metadata),
             {str(name): _unpack_value(value) for name, value in channels.items()},
@@ -150,7 +150,7 @@ def _pack_tree(tree: Tree) -> list[Any]:
 
 def _unpack_tree(packed: Any) -> Tree:
     size, depth, head, digests = packed
-    tree = Tree(head, size, depth, digests)
+    tree = Tree(head, _integer(size), _integer(depth), digests)
     if (
         not isinstance(head, bytes)
         or not isinstance(digests, bytes)
@@ -161,3 +161,9 @@ def _unpack_tree(packed: Any) -> Tree:
     ):
         raise ValueError(f"found the impossible tree {tree!r}")
     return tree
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"found {value!r}, expected an integer")
+    return value

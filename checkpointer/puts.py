@@ -38,7 +38,7 @@ def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs
         The epoch of each thread, for `Store.learn` once this has committed.
 
     Raises:
-        ReuseError: Chunks of a reused value may be gone, and the process has not kept them.
+        ReuseError: A put reuses values of its parent under an epoch that is over.
     """
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
@@ -84,8 +84,10 @@ def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None
     known: dict[str, set[int | None]] = {}
     for one in batch:
         epochs = known.setdefault(one.namespace.thread_id, set())
-        if one.chunks or (isinstance(one, PutCheckpoint) and one.reused):
-            epochs.add(store.last.epoch(one.namespace))
+        if isinstance(one, PutCheckpoint) and one.epoch is not None:
+            epochs.add(one.epoch)
+        elif one.chunks and (last := store.last.get(one.namespace)):
+            epochs.add(last[0])
     return {
         thread_id: epochs.pop() if len(epochs) == 1 else None for thread_id, epochs in known.items()
     }
@@ -138,11 +140,9 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
         known = store.last.stored(namespace, epochs[thread_id])
         new = {digest: data for digest, data in one.chunks.items() if digest not in known}
         if isinstance(one, PutCheckpoint):
+            if one.epoch is not None and one.epoch != epochs[thread_id]:
+                raise ReuseError
             rows.checkpoints[namespace, one.row["checkpoint_id"]] = one.row
-            if again := one.reused - known:
-                new |= store.cache.get_many(again)
-                if not again <= new.keys():
-                    raise ReuseError
         else:
             for row in one.rows:
                 rows.writes.setdefault(_write_key(row), row)

@@ -108,10 +108,12 @@ class Queries:
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
         self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
         self.latest_and_writes = _and_writes(self.latest_checkpoint)
+        # Three lists and not one of triples, which SQLite answers by a scan of the table. They may
+        # find a few more than asked for: callers look rows up by their whole key.
         self.writes_of_many = sa.select(writes).where(
-            sa.tuple_(w.thread_id, w.checkpoint_ns, w.checkpoint_id).in_(
-                bindparam("keys", expanding=True)
-            )
+            self.dialect.is_any_of(w.thread_id, "thread_ids"),
+            self.dialect.is_any_of(w.checkpoint_ns, "namespaces"),
+            self.dialect.is_any_of(w.checkpoint_id, "checkpoint_ids"),
         )
         self.channel_writes_of_many = self.writes_of_many.where(
             self.dialect.is_any_of(w.channel, "channels")
@@ -280,6 +282,14 @@ def _and_writes(checkpoint: AnySelect) -> AnySelect:
     same = sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))
     columns = [column for column in writes.c if column.name not in _KEY]
     return sa.select(*one.c, *columns).outerjoin_from(one, writes, same)
+
+
+def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """The parameters of `Queries.writes_of_many`: thread, namespace and checkpoint of each."""
+    thread_ids, namespaces, checkpoint_ids = (
+        sorted(set(part)) for part in zip(*triples, strict=True)
+    )
+    return {"thread_ids": thread_ids, "namespaces": namespaces, "checkpoint_ids": checkpoint_ids}
 
 
 def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias:

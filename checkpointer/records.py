@@ -30,15 +30,16 @@ class PutCheckpoint:
 
     Attributes:
         row: Its row.
-        chunks: The chunks that its manifest names, but for those of reused values.
-        reused: The digests of the chunks of values that are the parent's own.
+        chunks: The chunks that its manifest names, but for those of its parent's values.
+        epoch: The epoch under which values of the parent were reused, if any were. It must still
+            hold when this is stored.
         last: What the process remembers of it, once it has committed.
     """
 
     namespace: Namespace
     row: dict[str, Any]
     chunks: Chunks
-    reused: frozenset[bytes]
+    epoch: int | None
     last: LastCheckpoint
 
 
@@ -61,7 +62,7 @@ Put = PutCheckpoint | PutWrites
 
 
 class ReuseError(Exception):
-    """A put reuses values whose chunks may be gone; put it again with all values encoded."""
+    """A put reuses values under an epoch that is over; put it again with all values encoded."""
 
 
 @dataclass(slots=True)

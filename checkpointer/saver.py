@@ -180,8 +180,8 @@ class AsyncSQLAlchemySaver(SyncTwins):
         """
         namespace = key_of(config, self._backend.database.dialect).namespace
         metadata_ = full_metadata(config, metadata)
-        last = self._backend.store.last.get(namespace)
-        put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, last)
+        known = self._backend.store.last.get(namespace)
+        put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, known)
         try:
             await self._backend.put(put)
         except ReuseError:

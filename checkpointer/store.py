@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
 from checkpointer.chunking import Tree, digest_of, digests_of, split_digests
 from checkpointer.manifest import Manifest
-from checkpointer.queries import AnySelect, Queries
+from checkpointer.queries import AnySelect, Queries, keys
 from checkpointer.records import (
     Namespace,
     Put,
@@ -113,11 +113,10 @@ class Store:
         if not found:
             return
         by_key = {(one.thread_id, one.checkpoint_ns, one.checkpoint_id): one for one in found}
-        result = connection.execute(self.queries.writes_of_many, {"keys": list(by_key)})
-        for row in result:
-            by_key[row.thread_id, row.checkpoint_ns, row.checkpoint_id].writes.append(
-                StoredWrite.from_row(row)
-            )
+        for row in connection.execute(self.queries.writes_of_many, keys(by_key)):
+            one = by_key.get((row.thread_id, row.checkpoint_ns, row.checkpoint_id))
+            if one is not None:
+                one.writes.append(StoredWrite.from_row(row))
 
     def _add_sends(
         self, connection: sa.Connection, found: list[StoredCheckpoint], sends_channel: str
@@ -132,9 +131,10 @@ class Store:
                 by_parent[key].append(one)
         if not by_parent:
             return
-        parameters = {"keys": list(by_parent), "channels": [sends_channel]}
+        parameters = {**keys(by_parent), "channels": [sends_channel]}
         for row in connection.execute(self.queries.channel_writes_of_many, parameters):
-            for one in by_parent[row.thread_id, row.checkpoint_ns, row.checkpoint_id]:
+            parent = (row.thread_id, row.checkpoint_ns, row.checkpoint_id)
+            for one in by_parent.get(parent, ()):
                 one.sends.append(StoredWrite.from_row(row))
 
     def _with_chunks(

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from checkpointer.chunking import Tree, split_digests
 from checkpointer.errors import DamagedDataError
 from checkpointer.manifest import FormatError, Manifest, decode_manifest
+from checkpointer.queries import keys
 from checkpointer.records import StoredWrite
 from checkpointer.store import Store, batched, new_epoch
 
@@ -154,8 +155,8 @@ def _forget_empty_sends(
         if node.sends_parent is not None
     }
     holding: set[Key] = set()
-    for keys in batched(asking, store.queries.dialect.max_list):
-        parameters = {"keys": keys, "channels": [sends_channel]}
+    for some in batched(asking, store.queries.dialect.max_list):
+        parameters = {**keys(some), "channels": [sends_channel]}
         result = connection.execute(store.queries.channel_writes_of_many, parameters)
         holding |= {(row.checkpoint_ns, row.checkpoint_id) for row in result}
     for key, node in nodes.items():
@@ -218,6 +219,8 @@ def copy_thread(connection: sa.Connection, store: Store, source: str, target: st
         store.queries.touch_thread,
         {"thread_id": target, "epoch": new_epoch(), "created_at": now, "updated_at": now},
     )
+    # No put may take values of the target's checkpoints from memory: they may be others now.
+    connection.execute(store.queries.raise_epoch, {"of_thread": target})
     for statement in store.queries.copy_thread:
         connection.execute(statement, {"source": source, "target": target})
 

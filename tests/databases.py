@@ -75,10 +75,7 @@ class SQLiteDatabases(Databases):
         self.directory = directory
 
     def create(self) -> str:
-        path = self.directory / "checkpoints.db"
-        if path.exists():
-            path = self.directory / f"checkpoints-{uuid4().hex}.db"
-        return f"sqlite+aiosqlite:///{path}"
+        return f"sqlite+aiosqlite:///{self.directory / f'checkpoints-{uuid4().hex}.db'}"
 
     def copy(self, url: str) -> str:
         copied = self.create()
