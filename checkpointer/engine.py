@@ -23,9 +23,6 @@ DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
 BUSY_TIMEOUT: Final = 30.0
 """Seconds that SQLite waits for another process's transaction."""
 
-POOL_SIZE: Final = 20
-"""Connections that an engine of our own keeps open at most: the official savers' usual pool."""
-
 _PACKAGES: Final = {"aiosqlite": "aiosqlite", "asyncpg": "asyncpg", "psycopg": "psycopg[binary]"}
 
 
@@ -66,14 +63,10 @@ def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
         DriverError: The URL's driver is unknown, not async, or not installed.
         ConfigurationError: SQLAlchemy does not know an option.
     """
-    backend = url.get_backend_name()
     _check_driver(url)
     options: dict[str, Any] = {"hide_parameters": True}
-    if backend == "sqlite":
-        # Our transactions end before a connection is given back; a reset would be one more hop.
-        options |= {"pool_reset_on_return": None}
-    elif engine_options.keys().isdisjoint({"pool", "poolclass"}):
-        options |= {"pool_size": POOL_SIZE, "max_overflow": 0}
+    if engine_options.keys().isdisjoint({"pool", "poolclass"}):
+        options |= dialect_named(url.get_backend_name()).pool_options
     try:
         engine = create_async_engine(url, **options | engine_options)
     except ModuleNotFoundError as exc:

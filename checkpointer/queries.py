@@ -32,7 +32,8 @@ class Queries:
         self.dialect = dialect
         self._build_puts()
         self._build_gets()
-        self._build_sweeps()
+        self._build_plans()
+        self._build_deletes()
         self._build_copies()
 
     def _build_puts(self) -> None:
@@ -142,18 +143,13 @@ class Queries:
         )
         return sa.select(line).order_by(line.c.distance)
 
-    def _build_sweeps(self) -> None:
+    def _build_plans(self) -> None:
         any_of = self.dialect.is_any_of
         in_thread = _same(checkpoints, "thread_id")
         # Everything that deletes holds the thread's row, as every put does, so neither sees half
         # of the other.
         self.lock_thread = (
             sa.select(threads.c.epoch).where(_same(threads, "thread_id")).with_for_update()
-        )
-        self.raise_epoch = (
-            sa.update(threads)
-            .where(threads.c.thread_id == bindparam("of_thread"))
-            .values(epoch=threads.c.epoch + 1)
         )
         self.manifests = sa.select(
             checkpoints.c.checkpoint_ns,
@@ -176,6 +172,14 @@ class Queries:
         self.any_rows = sa.select(
             sa.exists(sa.select(sa.literal(1)).where(in_thread)),
             sa.exists(sa.select(sa.literal(1)).where(_same(writes, "thread_id"))),
+        )
+
+    def _build_deletes(self) -> None:
+        any_of = self.dialect.is_any_of
+        self.raise_epoch = (
+            sa.update(threads)
+            .where(threads.c.thread_id == bindparam("of_thread"))
+            .values(epoch=threads.c.epoch + 1)
         )
         self.delete_checkpoints = self._delete_some(checkpoints, checkpoints.c.checkpoint_id)
         self.delete_writes = self._delete_some(writes, writes.c.checkpoint_id)
