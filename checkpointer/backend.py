@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Lock
 from typing import TypeVar
 
 from checkpointer import schema
@@ -10,7 +11,7 @@ from checkpointer.bridge import Bridge
 from checkpointer.cache import ChunkCache, LastCheckpoints
 from checkpointer.dialects import Work
 from checkpointer.engine import Database
-from checkpointer.errors import SaverClosedError
+from checkpointer.errors import DatabaseUnavailableError, SaverClosedError
 from checkpointer.queries import queries_for
 from checkpointer.records import Put
 from checkpointer.store import Store
@@ -37,6 +38,7 @@ class Backend:
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
         self.closed = False
+        self.closing = Lock()
         self._under_way = 0
         self._idle = asyncio.Event()
 
@@ -44,6 +46,11 @@ class Backend:
         """Run work that only reads."""
         async with self._operation():
             return await self.database.read(work)
+
+    async def read_snapshot(self, work: Work[T]) -> T:
+        """Run work that only reads, all of whose statements see the same."""
+        async with self._operation():
+            return await self.database.read_snapshot(work)
 
     async def write(self, work: Work[T]) -> T:
         """Run work in a transaction of its own."""
@@ -92,6 +99,10 @@ class Backend:
             if check_schema and not self._schema_checked:
                 await self._check_schema()
             yield
+        except DatabaseUnavailableError:
+            # What comes back may have lost its last commits: a replica, or a backup.
+            self.store.last.clear()
+            raise
         finally:
             self._under_way -= 1
             if not self._under_way:

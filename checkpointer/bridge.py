@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, ParamSpec, TypeVar, cast
 
 from checkpointer.errors import EventLoopError, SyncCallError
@@ -23,6 +24,7 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
+        self._stopped = asyncio.Event()
         self._lock = threading.Lock()
 
     def bind(self) -> None:
@@ -63,13 +65,19 @@ class Bridge:
         except RuntimeError:
             running = None
         if running is loop:
-            raise SyncCallError(
-                f"found the sync call {_sync_name(function)}() from the saver's own event loop, "
-                f"which would wait for itself, expected one from another thread; use "
-                f"`await saver.{_name(function)}(...)`, or `await graph.ainvoke(...)` in place of "
-                f"`graph.invoke(...)`"
+            raise SyncCallError(_in_own_loop(function.__name__))
+        if self._thread is None and not loop.is_running():
+            raise EventLoopError(
+                "found a sync call while the saver's event loop does not run, expected it to run "
+                "in another thread; use `with create_saver(...)` for sync calls"
             )
-        return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
+        except CancelledError as exc:
+            raise EventLoopError(
+                "found that the saver's event loop ended during a sync call, expected it to run "
+                "until all calls have returned; close the saver after its last call"
+            ) from exc
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items of an async generator; it is closed when the caller stops early."""
@@ -93,7 +101,7 @@ class Bridge:
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stopped.set)
             thread.join()
 
     def _bound_or_started(self) -> asyncio.AbstractEventLoop:
@@ -101,11 +109,16 @@ class Bridge:
             if self._loop is None:
                 self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
                 self._thread = threading.Thread(
-                    target=_run, args=[self._loop], name="checkpointer loop", daemon=True
+                    target=self._run, args=[self._loop], name="checkpointer loop", daemon=True
                 )
                 self._thread.start()
         self._check_alive()
         return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A runner cancels what is left when it ends, so that no caller waits forever.
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._stopped.wait())
 
     def _check_alive(self) -> None:
         if self._pid != os.getpid():
@@ -120,18 +133,15 @@ class Bridge:
             )
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", "?").lstrip("_")
-
-
-def _sync_name(function: Callable[..., Any]) -> str:
-    return _name(function).removeprefix("a")
+def _in_own_loop(function: str) -> str:
+    name = function.removeprefix("a")
+    instead = f"`await saver.{function}(...)`"
+    if name.startswith("_"):
+        name, instead = "with saver", "`async with saver`"
+    elif name == function:
+        name = f"{function}_sync"
+    return (
+        f"found the sync call {name} from the saver's own event loop, which would wait for itself, "
+        f"expected one from another thread; use {instead}, and `await graph.ainvoke(...)` in place "
+        f"of `graph.invoke(...)`"
+    )

@@ -92,8 +92,8 @@ class LastCheckpoint:
 class LastCheckpoints:
     """The last checkpoint of each namespace, with the epoch under which it was stored.
 
-    As long as the thread's row says the same epoch, all of its chunks are stored and its values are
-    those that the database holds: everything that deletes or copies over them raises it.
+    As long as the thread's row says the same epoch, all of its chunks are stored: everything that
+    deletes chunks raises it.
 
     Args:
         max_digests: How many digests are remembered over all threads.
@@ -127,6 +127,12 @@ class LastCheckpoints:
             self._count += _weight(last)
             while self._count > self.max_digests:
                 self._drop(next(iter(self._known)))
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._known.clear()
+            self._count = 0
 
     def _drop(self, namespace: Hashable) -> None:
         self._count -= _weight(self._known.pop(namespace)[1])

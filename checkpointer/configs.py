@@ -67,7 +67,7 @@ def conditions_of(
         InvalidFilterError: The filter is not a JSON object.
     """
     conditions: dict[str, Any] = {}
-    if config is not None:
+    if config:
         named = asdict(key_of(config, dialect))
         conditions = {name: value for name, value in named.items() if value is not None}
     if filter_ is not None and (projected := project_filter(filter_)):
@@ -84,7 +84,8 @@ def identifier(kind: str, value: object, dialect: Dialect) -> str:
     Raises:
         InvalidInputError: The database cannot hold it.
     """
-    text = str(value)
+    # The text of a str enum, not its name.
+    text = str.__str__(value) if isinstance(value, str) else str(value)
     dialect.check_identifier(kind, text)
     return text
 

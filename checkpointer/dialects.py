@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
-from checkpointer.errors import ConfigurationError, InvalidInputError
+from checkpointer.errors import ConfigurationError, DatabaseError, InvalidInputError
 from checkpointer.projection import contains_json
 
 T = TypeVar("T")
@@ -54,6 +55,10 @@ class Dialect(ABC):
         """Run work that only reads. Its statements need not see one snapshot."""
 
     @abstractmethod
+    async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads, all of whose statements see the same."""
+
+    @abstractmethod
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, which may write, and commit it."""
 
@@ -72,6 +77,10 @@ class Dialect(ABC):
     @abstractmethod
     def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Whether a JSON column contains the object bound as `name`: PostgreSQL's `@>`."""
+
+    @abstractmethod
+    def is_unavailable(self, exc: sa_exc.DBAPIError) -> bool:
+        """Whether an error says that the database cannot be reached, or is held by others."""
 
     @abstractmethod
     def lock_schema(self, connection: sa.Connection) -> None:
@@ -108,13 +117,20 @@ class PostgreSQL(Dialect):
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             return await connection.run_sync(work)
 
+    async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads, in one REPEATABLE READ transaction."""
+        return await self._transact(engine, work, "REPEATABLE READ")
+
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, of a level at which waiting for a lock shows what it hid.
 
         An engine that was passed in may have another level, or autocommit.
         """
+        return await self._transact(engine, work, "READ COMMITTED")
+
+    async def _transact(self, engine: AsyncEngine, work: Work[T], level: IsolationLevel) -> T:
         async with engine.connect() as connection:
-            await connection.execution_options(isolation_level="READ COMMITTED")
+            await connection.execution_options(isolation_level=level)
             async with connection.begin():
                 return await connection.run_sync(work)
 
@@ -134,6 +150,11 @@ class PostgreSQL(Dialect):
         """The operator itself."""
         contained = sa.bindparam(name, type_=postgresql.JSONB(none_as_null=False))
         return column.bool_op("@>")(contained)
+
+    def is_unavailable(self, exc: sa_exc.DBAPIError) -> bool:
+        """A lost connection, or SQLSTATE class 08 (connection) or 57P (shutting down)."""
+        state = str(getattr(exc.orig, "sqlstate", None) or "")
+        return exc.connection_invalidated or state.startswith(("08", "57P"))
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """A transaction's advisory lock: a session's would outlive it behind a pooler."""
@@ -169,6 +190,10 @@ class SQLite(Dialect):
         """Run work that only reads, in one deferred transaction: one snapshot."""
         return await self._run(engine, work, "BEGIN")
 
+    async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """The same as `read`."""
+        return await self.read(engine, work)
+
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
         return await self._run(engine, work, "BEGIN IMMEDIATE")
@@ -178,7 +203,10 @@ class SQLite(Dialect):
 
         The stock dialect hops to that thread three to four times a statement.
         """
-        fairy = await engine.raw_connection()
+        try:
+            fairy = await engine.raw_connection()
+        except sqlite3.Error as exc:
+            raise sa_exc.OperationalError("connect", None, exc) from exc
         try:
             driver = cast("Any", fairy.driver_connection)
 
@@ -210,6 +238,11 @@ class SQLite(Dialect):
         """A function of ours, which `_Worker` defines on each connection."""
         contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
         return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
+
+    def is_unavailable(self, exc: sa_exc.DBAPIError) -> bool:
+        """Another transaction held the file, or our own connection, for longer than we wait."""
+        code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+        return exc.connection_invalidated or code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
@@ -255,30 +288,49 @@ class _Worker:
         self._connection = engine.connect()
 
     def transact(self, begin: str, work: Work[T]) -> T:
-        """Run work in a transaction that is opened by `begin`."""
+        """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
         with _driver_autocommit(self._raw):
             try:
                 self._raw.execute(begin)
             except sqlite3.Error as exc:
-                raise OperationalError(begin, None, exc) from exc
-            with self._connection.begin():
-                return work(self._connection)
+                raise sa_exc.OperationalError(begin, None, exc) from exc
+            try:
+                with self._connection.begin():
+                    return work(self._connection)
+            except BaseException:
+                # SQLAlchemy sends no ROLLBACK after a COMMIT that failed.
+                if self._raw.in_transaction:
+                    self._raw.rollback()
+                raise
 
 
 @contextmanager
 def _driver_autocommit(raw: sqlite3.Connection) -> Iterator[None]:
-    """Keep the driver from opening and closing transactions by itself, as its legacy mode does."""
+    """Keep the driver from opening and closing transactions by itself, as its legacy mode does.
+
+    Raises:
+        DatabaseError: Someone else has a transaction open on the connection.
+    """
     settings: dict[str, Any] = {"isolation_level": None}
     if sys.version_info >= (3, 12):
         settings["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
+    legacy = getattr(raw, "autocommit", None) in {None, settings.get("autocommit")}
+    if legacy and raw.in_transaction:
+        # Changing the mode would commit it.
+        raise DatabaseError(
+            "found a transaction of the application's on the SQLite connection, expected one that "
+            "is free; give the saver an engine of its own, or one whose pool has more connections"
+        )
     before = {name: getattr(raw, name) for name in settings}
     for name in reversed(settings):
-        setattr(raw, name, settings[name])
+        if before[name] != settings[name]:
+            setattr(raw, name, settings[name])
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(raw, name, value)
+            if value != settings[name]:
+                setattr(raw, name, value)
 
 
 def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:
@@ -306,4 +358,4 @@ def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN")

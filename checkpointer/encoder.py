@@ -95,12 +95,14 @@ class Encoder:
             self.value(metadata, "the metadata", BODY_INLINE)[0],
             {name: value for name, (value, _) in channels.items()},
         )
+        kept = reused.keys() & channels.keys()
         digests = frozenset(self.chunks).union(*(digests for _, digests in channels.values()))
         return PutCheckpoint(
             self._key.namespace,
             self._row(checkpoint_id, metadata, manifest),
             self.chunks,
-            epoch if reused.keys() & channels.keys() else None,
+            frozenset[bytes]().union(*(reused[name][1] for name in kept)),
+            epoch if kept else None,
             LastCheckpoint(checkpoint_id, versions, channels, digests),
         )
 

@@ -31,7 +31,8 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
 
     Without one, the environment's `CHECKPOINTER_URL` is taken, and without that a file
     `checkpoints.db` in the working directory. `sqlite:///x.db`, `postgres://` and `postgresql://`
-    are given their async drivers; libpq's `sslmode` becomes asyncpg's `ssl`.
+    are given their async drivers; libpq's `sslmode` becomes asyncpg's `ssl`,
+    and its `channel_binding` is dropped.
 
     Raises:
         ConfigurationError: It is no URL, or of a kind of database that is not supported.
@@ -51,8 +52,11 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
     backend = "postgresql" if backend == "postgres" else backend
     driver = driver or dialect_named(backend).async_driver
     query = dict(parsed.query)
-    if driver == "asyncpg" and "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")
+    if driver == "asyncpg":
+        # As hosted databases hand URLs out, for libpq: asyncpg chooses the binding by itself.
+        query.pop("channel_binding", None)
+        if "sslmode" in query:
+            query["ssl"] = query.pop("sslmode")
     return parsed.set(drivername=f"{backend}+{driver}", query=query)
 
 
@@ -121,6 +125,14 @@ class Database:
         """
         return await self._translating(self.dialect.read(self.engine, work))
 
+    async def read_snapshot(self, work: Work[T]) -> T:
+        """Run work that only reads, all of whose statements see the same.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._translating(self.dialect.read_snapshot(self.engine, work))
+
     async def write(self, work: Work[T]) -> T:
         """Run work in one transaction and commit it. Nothing is stored if it raises.
 
@@ -151,7 +163,7 @@ class Database:
     def _translated(self, exc: Exception) -> DatabaseError:
         where = self.engine.url.render_as_string(hide_password=True)
         if isinstance(exc, sa_exc.DBAPIError):
-            lost = exc.connection_invalidated or isinstance(exc, sa_exc.InterfaceError)
+            lost = self.dialect.is_unavailable(exc)
             reason = f"{type(exc.orig).__name__}: {exc.orig}"
         else:
             lost = isinstance(exc, OSError | sa_exc.TimeoutError)

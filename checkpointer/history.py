@@ -38,23 +38,9 @@ def walk(
 ) -> History:
     """Walk back from a checkpoint, the namespace's latest where no id is given.
 
-    For each channel the walk ends at the nearest ancestor that holds its value, or at the root.
+    For each channel the walk ends at the nearest ancestor that holds its value, or at the root. All
+    must come from one snapshot: a prune in between would leave out writes without a trace.
     """
-    history = _walk(connection, store, namespace, checkpoint_id, channels)
-    if not _add_chunks(connection, store, history):
-        # A prune may have committed between the queries: read again before it counts as damage.
-        history = _walk(connection, store, namespace, checkpoint_id, channels)
-        _add_chunks(connection, store, history)
-    return history
-
-
-def _walk(
-    connection: sa.Connection,
-    store: Store,
-    namespace: Namespace,
-    checkpoint_id: str | None,
-    channels: Collection[str],
-) -> History:
     history = History()
     remaining = set(channels)
     for one in _ancestors(connection, store, namespace, checkpoint_id):
@@ -66,6 +52,7 @@ def _walk(
         if not remaining:
             break
     _add_writes(connection, store, history, channels)
+    _add_chunks(connection, store, history)
     return history
 
 
@@ -106,7 +93,7 @@ def _add_writes(
                 history.ancestors[i].writes.append(StoredWrite.from_row(row))
 
 
-def _add_chunks(connection: sa.Connection, store: Store, history: History) -> bool:
+def _add_chunks(connection: sa.Connection, store: Store, history: History) -> None:
     trees = []
     for channel, i in history.seeds.items():
         manifest = history.ancestors[i].manifest
@@ -115,7 +102,6 @@ def _add_chunks(connection: sa.Connection, store: Store, history: History) -> bo
     for one in history.ancestors:
         trees += [write.tree() for write in one.writes]
     threads = sorted({one.thread_id for one in history.ancestors})
-    chunks, complete = store.chunks_of(connection, threads, filter(None, trees))
+    chunks, _ = store.chunks_of(connection, threads, filter(None, trees))
     for one in history.ancestors:
         one.chunks = chunks
-    return complete

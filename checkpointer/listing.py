@@ -38,7 +38,7 @@ async def checkpoints(
             cursor="after_thread_id" in parameters,
         )
         work = partial(backend.store.page, statement=statement, parameters=parameters)
-        page, more = await backend.read(partial(work, sends_channel=sends_channel))
+        page, more = await backend.read_snapshot(partial(work, sends_channel=sends_channel))
         for stored in page:
             yield stored
         if not more:

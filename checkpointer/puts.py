@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from checkpointer.queries import arrays
 from checkpointer.records import Put, PutCheckpoint, ReuseError
-from checkpointer.store import Store, batched, new_epoch
+from checkpointer.store import Store, batched, new_epoch, same_life
 from checkpointer.tables import checkpoints, chunks, threads, writes
 
 Epochs = Mapping[str, int]
@@ -38,13 +38,13 @@ def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs
         The epoch of each thread, for `Store.learn` once this has committed.
 
     Raises:
-        ReuseError: A put reuses values of its parent under an epoch that is over.
+        ReuseError: A put reuses values of its parent that may be gone.
     """
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
     touched = _touch(batch)
     if len(touched) == 1:
-        epoch = connection.scalars(store.queries.touch_one_thread, touched).one()
+        epoch = connection.scalars(store.queries.touch_one_thread, touched[0]).one()
         epochs = {touched[0]["thread_id"]: epoch}
     else:
         connection.execute(store.queries.touch_thread, touched)
@@ -64,33 +64,35 @@ def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs
 def _put_at_once(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs:
     """Store a batch in one statement, on the chance that no epoch was raised meanwhile.
 
-    Threads whose epoch was raised store nothing, and are put once more with all their chunks.
+    Threads whose epoch was raised store nothing, and are put once more under the epoch found.
     """
+    epochs: dict[str, int] = {}
     expected = _expected_epochs(store, batch)
-    epochs = _execute_at_once(connection, store, batch, expected)
-    stale = {
-        thread_id
-        for thread_id, epoch in expected.items()
-        if epoch is not None and epochs[thread_id] != epoch
-    }
-    if stale:
-        again = [put for put in batch if put.namespace.thread_id in stale]
-        epochs |= _execute_at_once(connection, store, again, dict.fromkeys(stale))
+    while batch:
+        found = _execute_at_once(connection, store, batch, expected)
+        epochs |= found
+        expected = {
+            thread_id: epoch
+            for thread_id, epoch in found.items()
+            if expected[thread_id] not in {None, epoch}
+        }
+        batch = [one for one in batch if one.namespace.thread_id in expected]
     return epochs
 
 
 def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None]:
-    """The epoch under which each thread's chunks are known; none where its namespaces disagree."""
-    known: dict[str, set[int | None]] = {}
+    """The epoch under which each thread's chunks were learned, the newest of its namespaces'."""
+    expected: dict[str, int | None] = {}
     for one in batch:
-        epochs = known.setdefault(one.namespace.thread_id, set())
-        if isinstance(one, PutCheckpoint) and one.epoch is not None:
-            epochs.add(one.epoch)
-        elif one.chunks and (last := store.last.get(one.namespace)):
-            epochs.add(last[0])
-    return {
-        thread_id: epochs.pop() if len(epochs) == 1 else None for thread_id, epochs in known.items()
-    }
+        thread_id = one.namespace.thread_id
+        known = store.last.get(one.namespace) if one.chunks else None
+        epochs = [
+            expected.get(thread_id),
+            known[0] if known else None,
+            one.epoch if isinstance(one, PutCheckpoint) else None,
+        ]
+        expected[thread_id] = max((e for e in epochs if e is not None), default=None)
+    return expected
 
 
 def _execute_at_once(
@@ -140,8 +142,7 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
         known = store.last.stored(namespace, epochs[thread_id])
         new = {digest: data for digest, data in one.chunks.items() if digest not in known}
         if isinstance(one, PutCheckpoint):
-            if one.epoch is not None and one.epoch != epochs[thread_id]:
-                raise ReuseError
+            new |= _reused(store, one, epochs[thread_id], known)
             rows.checkpoints[namespace, one.row["checkpoint_id"]] = one.row
         else:
             for row in one.rows:
@@ -151,6 +152,23 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
             key = {"thread_id": thread_id, "digest": digest, "data": data}
             rows.chunks[thread_id, digest] = key
     return rows
+
+
+def _reused(
+    store: Store, one: PutCheckpoint, epoch: int | None, known: frozenset[bytes]
+) -> dict[bytes, bytes]:
+    """The chunks of the parent's values that may have been deleted since they were learned.
+
+    Raises:
+        ReuseError: The process has not kept them; or the thread was deleted, or copied over.
+    """
+    if one.epoch is None or epoch is None or one.epoch == epoch:
+        return {}
+    again = one.reused - known
+    cached = store.cache.get_many(again)
+    if not same_life(one.epoch, epoch) or len(cached) < len(again):
+        raise ReuseError
+    return cached
 
 
 def _write_key(row: Row) -> tuple[Any, ...]:

@@ -176,6 +176,11 @@ class Queries:
 
     def _build_deletes(self) -> None:
         any_of = self.dialect.is_any_of
+        self.set_epoch = (
+            sa.update(threads)
+            .where(threads.c.thread_id == bindparam("of_thread"))
+            .values(epoch=bindparam("new_epoch"))
+        )
         self.raise_epoch = (
             sa.update(threads)
             .where(threads.c.thread_id == bindparam("of_thread"))
@@ -280,12 +285,20 @@ def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
     return [table.c[name] for name in names]
 
 
-def _and_writes(checkpoint: AnySelect) -> AnySelect:
-    """One checkpoint beside each of its writes; beside NULLs if it has none."""
-    one = checkpoint.subquery("one")
-    same = sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))
-    columns = [column for column in writes.c if column.name not in _KEY]
-    return sa.select(*one.c, *columns).outerjoin_from(one, writes, same)
+def _and_writes(checkpoint: AnySelect) -> sa.CompoundSelect[*tuple[Any, ...]]:
+    """One checkpoint, and after it each of its writes, beside NULLs instead of the manifest."""
+    one = checkpoint.cte("one")
+    of_write = [column for column in writes.c if column.name not in _KEY]
+    of_checkpoint = [column for column in one.c if column.name not in _KEY]
+    shared = [one.c[name] for name in _KEY]
+    return sa.union_all(
+        sa.select(*one.c, *(sa.cast(sa.null(), c.type).label(c.name) for c in of_write)),
+        sa.select(
+            *shared,
+            *(sa.cast(sa.null(), c.type).label(c.name) for c in of_checkpoint),
+            *of_write,
+        ).join(one, sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))),
+    )
 
 
 def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:

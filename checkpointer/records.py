@@ -31,14 +31,15 @@ class PutCheckpoint:
     Attributes:
         row: Its row.
         chunks: The chunks that its manifest names, but for those of its parent's values.
-        epoch: The epoch under which values of the parent were reused, if any were. It must still
-            hold when this is stored.
+        reused: The digests of the chunks of its parent's values.
+        epoch: The epoch under which values of the parent were learned, if any are reused.
         last: What the process remembers of it, once it has committed.
     """
 
     namespace: Namespace
     row: dict[str, Any]
     chunks: Chunks
+    reused: frozenset[bytes]
     epoch: int | None
     last: LastCheckpoint
 
@@ -62,7 +63,7 @@ Put = PutCheckpoint | PutWrites
 
 
 class ReuseError(Exception):
-    """A put reuses values under an epoch that is over; put it again with all values encoded."""
+    """A put reuses values that may be gone; put it again with all values encoded."""
 
 
 @dataclass(slots=True)
@@ -169,5 +170,5 @@ class StoredCheckpoint:
         return DamagedDataError(
             f"thread {self.thread_id!r}, namespace {self.checkpoint_ns!r}, checkpoint "
             f"{self.checkpoint_id!r}: {reason}; the stored rows do not hold what was written, "
-            f"restore them from a backup or delete the checkpoint"
+            f"restore them from a backup, or delete the thread with adelete_thread"
         )

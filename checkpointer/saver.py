@@ -86,9 +86,10 @@ class AsyncSQLAlchemySaver(SyncTwins):
 
     def close(self) -> None:
         """The sync twin of `aclose`."""
-        if not self._backend.closed:
-            self._call(self.aclose)
-            self._backend.bridge.stop()
+        with self._backend.closing:
+            if not self._backend.closed:
+                self._call(self.aclose)
+                self._backend.bridge.stop()
 
     async def __aenter__(self) -> Self:
         self._backend.check_open()
@@ -125,7 +126,9 @@ class AsyncSQLAlchemySaver(SyncTwins):
         if stored is None:
             return None
         found = self._tuple(stored)
-        self._backend.store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
+        # A look at an older checkpoint must not displace what a run under way goes on from.
+        if key.checkpoint_id is None or self._backend.store.last.get(key.namespace) is None:
+            self._backend.store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
         return found
 
     async def alist(
@@ -295,7 +298,7 @@ class AsyncSQLAlchemySaver(SyncTwins):
         if not channels:
             return {}
         key = key_of(config, self._backend.database.dialect)
-        found = await self._backend.read(
+        found = await self._backend.read_snapshot(
             partial(
                 history.walk,
                 store=self._backend.store,

@@ -6,7 +6,7 @@ strings; what the bytes mean is the saver's affair.
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -26,6 +26,9 @@ from checkpointer.records import (
 )
 
 T = TypeVar("T")
+LIFE_SHIFT: Final = 20
+"""Bits of an epoch that count deletions; those above tell a thread from one deleted before."""
+
 PAGE_BYTES: Final = 32 << 20
 """Logical bytes of values after which a page of a list ends, however few its checkpoints."""
 
@@ -53,7 +56,8 @@ class Store:
             name: (value, digests_of(value.tree(), stored.chunks))
             for name, value in stored.manifest.channels.items()
         }
-        last = LastCheckpoint(stored.checkpoint_id, versions, channels, frozenset(stored.chunks))
+        digests = frozenset(stored.chunks)
+        last = LastCheckpoint(stored.checkpoint_id, dict(versions), channels, digests)
         self.last.learn(stored.namespace, stored.epoch, last)
 
     def get(
@@ -63,24 +67,28 @@ class Store:
         checkpoint_id: str | None,
         sends_channel: str,
     ) -> StoredCheckpoint | None:
-        """One checkpoint, the namespace's latest where no id is given, or `None`."""
+        """One checkpoint, the namespace's latest where no id is given, or `None`.
+
+        Where a chunk is missing, the row is read again before that counts as damage: a prune may
+        have committed between the two statements.
+        """
         key = namespace.parameters()
         statement = self.queries.latest_and_writes
         if checkpoint_id is not None:
             key["checkpoint_id"] = checkpoint_id
             statement = self.queries.checkpoint_and_writes
-
-        def rows() -> list[StoredCheckpoint]:
-            found = connection.execute(statement, key).all()
-            if not found:
-                return []
-            one = StoredCheckpoint.from_row(found[0])
-            one.writes = [StoredWrite.from_row(row) for row in found if row.task_id is not None]
+        before: list[Tree] | None = None
+        while True:
+            rows = connection.execute(statement, key).all()
+            if not rows:
+                return None
+            one = next(StoredCheckpoint.from_row(row) for row in rows if row.manifest is not None)
+            one.writes = [StoredWrite.from_row(row) for row in rows if row.task_id is not None]
             self._add_sends(connection, [one], sends_channel)
-            return [one]
-
-        found = self._with_chunks(connection, rows)
-        return found[0] if found else None
+            trees = list(one.trees())
+            if self._add_chunks(connection, [one]) or trees == before:
+                return one
+            before = trees
 
     def page(
         self,
@@ -89,25 +97,20 @@ class Store:
         parameters: Mapping[str, Any],
         sends_channel: str,
     ) -> tuple[list[StoredCheckpoint], bool]:
-        """One page of a list, as `Queries.page` built it.
+        """One page of a list, as `Queries.page` built it, from one snapshot.
 
         Returns:
             The checkpoints, and whether more may follow.
         """
-        more = False
-
-        def rows() -> list[StoredCheckpoint]:
-            nonlocal more
-            result = connection.execute(statement, parameters)
-            found = [StoredCheckpoint.from_row(row) for row in result]
-            count = _fitting(found)
-            more = count < len(found) or len(found) == parameters["limit"]
-            found = found[:count]
-            self._add_writes(connection, found)
-            self._add_sends(connection, found, sends_channel)
-            return found
-
-        return self._with_chunks(connection, rows), more
+        result = connection.execute(statement, parameters)
+        found = [StoredCheckpoint.from_row(row) for row in result]
+        count = _fitting(found)
+        more = count < len(found) or len(found) == parameters["limit"]
+        found = found[:count]
+        self._add_writes(connection, found)
+        self._add_sends(connection, found, sends_channel)
+        self._add_chunks(connection, found)
+        return found, more
 
     def _add_writes(self, connection: sa.Connection, found: list[StoredCheckpoint]) -> None:
         if not found:
@@ -136,20 +139,6 @@ class Store:
             parent = (row.thread_id, row.checkpoint_ns, row.checkpoint_id)
             for one in by_parent.get(parent, ()):
                 one.sends.append(StoredWrite.from_row(row))
-
-    def _with_chunks(
-        self, connection: sa.Connection, rows: Callable[[], list[StoredCheckpoint]]
-    ) -> list[StoredCheckpoint]:
-        """Checkpoints with their chunks.
-
-        Where a chunk is missing, the rows are read once more before that counts as damage: a prune
-        may have committed between the two queries.
-        """
-        found = rows()
-        if not self._add_chunks(connection, found):
-            found = rows()
-            self._add_chunks(connection, found)
-        return found
 
     def _add_chunks(self, connection: sa.Connection, found: list[StoredCheckpoint]) -> bool:
         """Give the checkpoints their chunks; whether all were found."""
@@ -213,8 +202,16 @@ class Store:
 
 
 def new_epoch() -> int:
-    """The epoch of a new thread: random, so that no knowledge of a deleted one fits it."""
-    return secrets.randbits(62)
+    """The epoch of a new thread, or of one whose values were replaced: it begins another life.
+
+    Random, so that no knowledge of another life fits it. What deletes chunks adds 1.
+    """
+    return secrets.randbits(62 - LIFE_SHIFT) << LIFE_SHIFT
+
+
+def same_life(one: int, other: int) -> bool:
+    """Whether two epochs of a thread differ by deletions of chunks alone."""
+    return one >> LIFE_SHIFT == other >> LIFE_SHIFT
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -208,28 +208,23 @@ def copy_thread(connection: sa.Connection, store: Store, source: str, target: st
     """
     if source == target:
         return
-    # In the order of the ids, as every other transaction that holds two threads does.
-    locked = {
-        thread_id: _lock(connection, store, thread_id) for thread_id in sorted((source, target))
-    }
-    if not locked[source]:
+    if connection.execute(store.queries.epochs, {"thread_ids": [source]}).first() is None:
         return
-    now = datetime.now(UTC)
-    connection.execute(
-        store.queries.touch_thread,
-        {"thread_id": target, "epoch": new_epoch(), "created_at": now, "updated_at": now},
-    )
+    now, epoch = datetime.now(UTC), new_epoch()
+    touched = {"thread_id": target, "epoch": epoch, "created_at": now, "updated_at": now}
+    for thread_id in sorted((source, target)):  # the order of every transaction that holds two
+        if thread_id == target:
+            connection.execute(store.queries.touch_thread, touched)
+        else:
+            _lock(connection, store, source)
     # No put may take values of the target's checkpoints from memory: they may be others now.
-    connection.execute(store.queries.raise_epoch, {"of_thread": target})
+    connection.execute(store.queries.set_epoch, {"of_thread": target, "new_epoch": epoch})
     for statement in store.queries.copy_thread:
         connection.execute(statement, {"source": source, "target": target})
 
 
-def sweep(connection: sa.Connection, store: Store, thread_id: str) -> int:
+def sweep(connection: sa.Connection, store: Store, thread_id: str) -> None:
     """Delete the chunks that no manifest and no pending write of the thread names.
-
-    Returns:
-        How many were deleted.
 
     Raises:
         DamagedDataError: It is unknown which chunks are live; the transaction must not commit.
@@ -242,7 +237,6 @@ def sweep(connection: sa.Connection, store: Store, thread_id: str) -> int:
         connection.execute(store.queries.delete_chunks, parameters)
     if garbage:
         connection.execute(store.queries.raise_epoch, {"of_thread": thread_id})
-    return len(garbage)
 
 
 def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> set[bytes]:
@@ -259,7 +253,7 @@ def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> se
     if not complete:
         raise DamagedDataError(
             f"thread {thread_id!r}: a node of a tree is missing or altered, so that it is unknown "
-            f"which chunks are live; nothing was deleted. Delete the damaged checkpoint first"
+            f"which chunks are live; nothing was deleted. Delete the thread with adelete_thread"
         )
     live = {digest for tree in trees for digest in split_digests(tree.digests)}
     return live.union(*(split_digests(node) for node in nodes.values()))
@@ -299,5 +293,5 @@ def _unknown(thread_id: str, row: Any, reason: str) -> DamagedDataError:
     return DamagedDataError(
         f"thread {thread_id!r}, namespace {row.checkpoint_ns!r}, checkpoint "
         f"{row.checkpoint_id!r}: {reason}; so it is unknown which chunks are live, and nothing was "
-        f"deleted. Delete the damaged checkpoint first"
+        f"deleted. Delete the thread with adelete_thread"
     )

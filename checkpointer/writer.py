@@ -3,10 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from functools import partial
 from typing import Final
 
 from checkpointer.engine import Database
+from checkpointer.errors import DatabaseUnavailableError
 from checkpointer.puts import put
 from checkpointer.records import Put
 from checkpointer.store import Store
@@ -43,7 +45,10 @@ class Writer:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((one, future))
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="checkpointer writer")
+            # In a context of its own: it works for all callers, not for the one that came first.
+            self._task = asyncio.create_task(
+                self._run(), name="checkpointer writer", context=Context()
+            )
         await future
 
     async def drain(self) -> None:
@@ -52,13 +57,14 @@ class Writer:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        batch: list[Waiting] = []
         try:
             while batch := self._take():
                 await self._commit(batch)
         finally:
             self._task = None
-            # Only where this task itself was cancelled, as a closing loop does.
-            for _, future in self._waiting:
+            # There are any left only where this task itself was cancelled, as a closing loop does.
+            for _, future in (*batch, *self._waiting):
                 future.cancel()
             self._waiting.clear()
 
@@ -76,18 +82,24 @@ class Writer:
         puts = [one for one, _ in batch]
         try:
             epochs = await self._database.put(partial(put, store=self._store, batch=puts))
-        except asyncio.CancelledError:
-            for _, future in batch:
-                future.cancel()
-            raise
+        except DatabaseUnavailableError as exc:
+            # The others would wait as long as this one did.
+            _fail(batch, exc)
+            return
         except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
             if len(batch) > 1:
                 for one in batch:
                     await self._commit([one])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(exc)
+            else:
+                _fail(batch, exc)
             return
         self._store.learn(puts, epochs)
         for _, future in batch:
             if not future.done():
                 future.set_result(None)
+
+
+def _fail(batch: Sequence[Waiting], exc: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(exc)
