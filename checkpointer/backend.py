@@ -30,7 +30,7 @@ class Backend:
 
     def __init__(self, database: Database, *, cache_bytes: int) -> None:
         self.database = database
-        self.bridge = Bridge()
+        self.bridge = Bridge(self.check_open)
         self.store = Store(
             queries_for(database.dialect.name), ChunkCache(cache_bytes), LastCheckpoints()
         )

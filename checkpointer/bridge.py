@@ -18,9 +18,13 @@ class Bridge:
 
     It is bound by the first async call, to the loop that runs; or by the first sync call, to a loop
     of its own in a background thread.
+
+    Args:
+        check_open: Raises an error if the saver was closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check_open: Callable[[], None]) -> None:
+        self._check_open = check_open
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -59,6 +63,7 @@ class Bridge:
             SyncCallError: That loop is the one that runs here, which would wait for itself.
             EventLoopError: That loop is closed, or the process was forked since.
         """
+        self._check_open()
         loop = self._bound_or_started()
         try:
             running = asyncio.get_running_loop()
@@ -86,15 +91,14 @@ class Bridge:
         async def alist() -> T | object:
             return await anext(items, ended)
 
-        item = self.call(alist)
-        try:
-            while item is not ended:
+        while (item := self.call(alist)) is not ended:
+            try:
                 yield cast("T", item)
-                item = self.call(alist)
-        finally:
-            # A closing loop has closed the generator itself.
-            if self._loop is not None and not self._loop.is_closed():
-                self.call(items.aclose)
+            except GeneratorExit:
+                # It holds nothing between two items; a closing loop closes it by itself.
+                if self._loop is not None and self._loop.is_running():
+                    asyncio.run_coroutine_threadsafe(_close(items), self._loop)
+                raise
 
     def stop(self) -> None:
         """End the background thread, if there is one."""
@@ -145,3 +149,7 @@ def _in_own_loop(function: str) -> str:
         f"expected one from another thread; use {instead}, and `await graph.ainvoke(...)` in place "
         f"of `graph.invoke(...)`"
     )
+
+
+async def _close(items: AsyncGenerator[Any, None]) -> None:
+    await items.aclose()

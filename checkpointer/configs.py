@@ -67,7 +67,7 @@ def conditions_of(
         InvalidFilterError: The filter is not a JSON object.
     """
     conditions: dict[str, Any] = {}
-    if config:
+    if config is not None:
         named = asdict(key_of(config, dialect))
         conditions = {name: value for name, value in named.items() if value is not None}
     if filter_ is not None and (projected := project_filter(filter_)):

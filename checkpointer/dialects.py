@@ -5,11 +5,9 @@ engine's own async connection; SQLite runs all of it inside aiosqlite's worker t
 """
 
 import sqlite3
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, Final, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -17,11 +15,10 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from checkpointer.errors import ConfigurationError, DatabaseError, InvalidInputError
-from checkpointer.projection import contains_json
+from checkpointer.errors import ConfigurationError, InvalidInputError
+from checkpointer.worker import run_in_worker
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
@@ -188,7 +185,7 @@ class SQLite(Dialect):
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in one deferred transaction: one snapshot."""
-        return await self._run(engine, work, "BEGIN")
+        return await run_in_worker(engine, work, "BEGIN")
 
     async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
         """The same as `read`."""
@@ -196,31 +193,7 @@ class SQLite(Dialect):
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
-        return await self._run(engine, work, "BEGIN IMMEDIATE")
-
-    async def _run(self, engine: AsyncEngine, work: Work[T], begin: str) -> T:
-        """Run a whole transaction in one go inside the worker thread of an aiosqlite connection.
-
-        The stock dialect hops to that thread three to four times a statement.
-        """
-        try:
-            fairy = await engine.raw_connection()
-        except sqlite3.Error as exc:
-            raise sa_exc.OperationalError("connect", None, exc) from exc
-        try:
-            driver = cast("Any", fairy.driver_connection)
-
-            def transact() -> T:
-                worker = fairy.info.get("checkpointer_worker")
-                if worker is None:
-                    worker = fairy.info["checkpointer_worker"] = _Worker(driver._conn)  # noqa: SLF001
-                return worker.transact(begin, work)
-
-            # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
-            # reaches for the same queue.
-            return cast("T", await driver._execute(transact))  # noqa: SLF001
-        finally:
-            await greenlet_spawn(fairy.close)
+        return await run_in_worker(engine, work, "BEGIN IMMEDIATE")
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction."""
@@ -235,7 +208,7 @@ class SQLite(Dialect):
         return column.in_(sa.bindparam(name, expanding=True, type_=column.type))
 
     def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        """A function of ours, which `_Worker` defines on each connection."""
+        """A function of ours, which the worker defines on each connection."""
         contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
         return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
 
@@ -270,67 +243,6 @@ def dialect_named(name: str) -> Dialect:
         f"found a database of the kind {name!r}, expected postgresql or sqlite; use a URL that "
         f"starts with postgresql+asyncpg:// or sqlite+aiosqlite:///"
     )
-
-
-class _Worker:
-    """A plain connection over one open sqlite3 connection, for use inside its thread."""
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
-        engine = sa.create_engine(
-            "sqlite://",
-            creator=lambda: raw,
-            poolclass=StaticPool,
-            pool_reset_on_return=None,
-            hide_parameters=True,
-        )
-        self._raw = raw
-        self._connection = engine.connect()
-
-    def transact(self, begin: str, work: Work[T]) -> T:
-        """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
-        with _driver_autocommit(self._raw):
-            try:
-                self._raw.execute(begin)
-            except sqlite3.Error as exc:
-                raise sa_exc.OperationalError(begin, None, exc) from exc
-            try:
-                with self._connection.begin():
-                    return work(self._connection)
-            except BaseException:
-                # SQLAlchemy sends no ROLLBACK after a COMMIT that failed.
-                if self._raw.in_transaction:
-                    self._raw.rollback()
-                raise
-
-
-@contextmanager
-def _driver_autocommit(raw: sqlite3.Connection) -> Iterator[None]:
-    """Keep the driver from opening and closing transactions by itself, as its legacy mode does.
-
-    Raises:
-        DatabaseError: Someone else has a transaction open on the connection.
-    """
-    settings: dict[str, Any] = {"isolation_level": None}
-    if sys.version_info >= (3, 12):
-        settings["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
-    legacy = getattr(raw, "autocommit", None) in {None, settings.get("autocommit")}
-    if legacy and raw.in_transaction:
-        # Changing the mode would commit it.
-        raise DatabaseError(
-            "found a transaction of the application's on the SQLite connection, expected one that "
-            "is free; give the saver an engine of its own, or one whose pool has more connections"
-        )
-    before = {name: getattr(raw, name) for name in settings}
-    for name in reversed(settings):
-        if before[name] != settings[name]:
-            setattr(raw, name, settings[name])
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value != settings[name]:
-                setattr(raw, name, value)
 
 
 def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:

@@ -77,11 +77,9 @@ class AsyncSQLAlchemySaver(SyncTwins):
     def _call(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        self._backend.check_open()
         return self._backend.bridge.call(function, *args, **kwargs)
 
     def _iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        self._backend.check_open()
         return self._backend.bridge.iterate(items)
 
     def close(self) -> None:

@@ -1,0 +1,278 @@
+"""The model that our saver is held against: `InMemorySaver` with the operations that it lacks.
+
+And the random operations that both are given.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+from hypothesis import strategies as st
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointTuple,
+)
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED, _DeltaSnapshot
+
+from checkpointer import AsyncSQLAlchemySaver
+from checkpointer.chunking import Tree, split_digests
+from checkpointer.manifest import decode_manifest
+from checkpointer.records import StoredWrite
+from checkpointer.tables import checkpoints, chunks, writes
+
+THREADS = ("a", "b", "ü")
+COUNTERS = "counters_since_delta_snapshot"
+ABSENT = object()
+"""In a checkpoint's changes: the channel gets a new version, and no value."""
+
+# Random, so that no two chunks of it are alike.
+NOISE = random.Random(18).randbytes(300_000)  # noqa: S311 - a test's data, not a secret
+
+
+def config(thread: str, ns: str | None = None, checkpoint_id: str | None = None) -> RunnableConfig:
+    """A config that says no more than it is given."""
+    parts = {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": checkpoint_id}
+    return {"configurable": {name: part for name, part in parts.items() if part is not None}}
+
+
+def id_of(found: CheckpointTuple) -> str:
+    """The checkpoint's id."""
+    return found.checkpoint["id"]
+
+
+def parent_of(found: CheckpointTuple) -> str:
+    """The id of the checkpoint's parent, or an empty string."""
+    configurable = (found.parent_config or {}).get("configurable", {})
+    return str(configurable.get("checkpoint_id", ""))
+
+
+def where(found: CheckpointTuple) -> tuple[str, str, str]:
+    """What our lists are ordered by, descending."""
+    configurable = found.config.get("configurable", {})
+    return (id_of(found), configurable["thread_id"], configurable["checkpoint_ns"])
+
+
+def new_checkpoint(
+    checkpoint_id: str, values: dict[str, Any], versions: ChannelVersions, v: int = 4
+) -> Checkpoint:
+    """A checkpoint that holds these channels."""
+    return Checkpoint(
+        v=v,
+        id=checkpoint_id,
+        ts="2025-01-01T00:00:00+00:00",
+        channel_values=values,
+        channel_versions=versions,
+        versions_seen={"node": versions},
+        updated_channels=sorted(versions),
+    )
+
+
+async def listed(
+    saver: BaseCheckpointSaver[Any], at: RunnableConfig | None, **conditions: Any
+) -> list[CheckpointTuple]:
+    """All that a list yields."""
+    return [found async for found in saver.alist(at, **conditions)]
+
+
+async def rows_of(saver: AsyncSQLAlchemySaver, statement: sa.Select[Any]) -> list[Any]:
+    """Rows of the saver's tables."""
+    async with saver.engine.connect() as connection:
+        return list((await connection.execute(statement)).all())
+
+
+async def digests(saver: AsyncSQLAlchemySaver, thread: str) -> tuple[set[bytes], set[bytes]]:
+    """The digests of the chunks that a thread has stored, and of those that its rows name."""
+    found = await rows_of(saver, sa.select(chunks).filter_by(thread_id=thread))
+    stored = {row.digest: row.data for row in found}
+    trees: list[Tree | None] = []
+    for row in await rows_of(saver, sa.select(checkpoints).filter_by(thread_id=thread)):
+        trees += decode_manifest(row.manifest).trees()
+    for row in await rows_of(saver, sa.select(writes).filter_by(thread_id=thread)):
+        trees.append(StoredWrite.from_row(row).tree())
+    live: set[bytes] = set()
+    for tree in filter(None, trees):
+        level = split_digests(tree.digests)
+        live.update(level)
+        for _ in range(tree.depth):
+            level = [digest for node in level for digest in split_digests(stored[node])]
+            live.update(level)
+    return set(stored), live
+
+
+class Model(InMemorySaver):
+    """`InMemorySaver`, with copying, pruning and deleting by runs, on its dicts."""
+
+    def copy_all(self, source: str, target: str) -> None:
+        """Copy a thread."""
+        if source == target:
+            return
+        for ns, found in list(self.storage.get(source, {}).items()):
+            self.storage[target][ns].update(found)
+        for (thread, *key), blob in list(self.blobs.items()):
+            if thread == source:
+                self.blobs[(target, *key)] = blob  # type: ignore[index]
+        for (thread, ns, checkpoint_id), written in list(self.writes.items()):
+            if thread == source:
+                self.writes[target, ns, checkpoint_id].update(written)
+
+    def drop(self, thread: str, ns: str, ids: Iterable[str]) -> None:
+        """Delete checkpoints with their writes; their children lose their parent."""
+        stored, gone = self.storage[thread][ns], set(ids)
+        for checkpoint_id in gone:
+            stored.pop(checkpoint_id)
+            self.writes.pop((thread, ns, checkpoint_id), None)
+        for checkpoint_id, (checkpoint, metadata, parent) in stored.items():
+            stored[checkpoint_id] = (checkpoint, metadata, None if parent in gone else parent)
+
+    def drop_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of runs."""
+        for thread, namespaces in self.storage.items():
+            for ns in namespaces:
+                found = list(self.list(config(thread, ns)))
+                gone = [id_of(one) for one in found if one.metadata.get("run_id") in run_ids]
+                self.drop(thread, ns, gone)
+
+    def keep_latest(self, thread: str) -> None:
+        """Prune one thread."""
+        found = {
+            ns: {id_of(one): one for one in self.list(config(thread, ns))}
+            for ns in list(self.storage.get(thread, {}))
+        }
+        kept = {ns: self._needed(in_ns) for ns, in_ns in found.items() if in_ns}
+        for ns, ids in kept.items():
+            root = found[ns][max(ids)].metadata.get("parents", {}).get("")
+            if ":" in ns and root in found.get("", ()) and root not in kept.get("", ()):
+                self.drop(thread, ns, found[ns])
+                for key in [key for key in self.writes if key[:2] == (thread, ns)]:
+                    del self.writes[key]
+            else:
+                self.drop(thread, ns, found[ns].keys() - ids)
+
+    @staticmethod
+    def _needed(found: dict[str, CheckpointTuple]) -> set[str]:
+        """The latest checkpoint, and the ancestors that its delta channels are rebuilt from."""
+        head = found[max(found)]
+        counters = head.metadata.get("counters_since_delta_snapshot", {})
+        needed, missing = {id_of(head)}, counters.keys() - head.checkpoint["channel_values"].keys()
+        parent = parent_of(head)
+        while missing and parent in found:
+            needed.add(parent)
+            missing -= found[parent].checkpoint["channel_values"].keys()
+            parent = parent_of(found[parent])
+        return needed
+
+
+@dataclass(frozen=True)
+class PutCheckpoint:
+    """A checkpoint to put, its parent's changed; `extra` comes into the metadata by its config."""
+
+    thread: str
+    ns: str
+    id: str
+    parent: str | None
+    changes: dict[str, Any]
+    metadata: dict[str, Any]
+    extra: dict[str, Any]
+
+    @property
+    def key(self) -> object:
+        """What two puts that are made at once must differ by."""
+        return (self.thread, self.ns, self.id)
+
+
+@dataclass(frozen=True)
+class PutWrites:
+    """Writes of one task to put."""
+
+    thread: str
+    ns: str
+    id: str
+    task: str
+    path: str
+    writes: list[tuple[str, Any]]
+
+    @property
+    def key(self) -> object:
+        """What two puts that are made at once must differ by."""
+        return (self.thread, self.ns, self.id, self.task)
+
+
+def noise(size: int, edit_at: int) -> bytes:
+    """The same bytes each time but for one, so that most chunks are shared."""
+    data = bytearray(NOISE[:size])
+    data[edit_at % size] ^= 1
+    return bytes(data)
+
+
+def conversation(length: int) -> list[str]:
+    """A list that grows at its end."""
+    return [f"message {n}: {NOISE[n * 500 : n * 500 + 500].hex()}" for n in range(length)]
+
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+scalars = st.one_of(st.none(), st.integers(-3, 3), text)
+values = st.one_of(
+    scalars,
+    st.binary(max_size=8),
+    st.builds(conversation, st.integers(0, 60)),
+    st.builds(noise, st.sampled_from([100, 5_000, 5_000, 300_000]), st.integers(0, 1 << 20)),
+)
+ids = st.integers(0, 15).map("{:03}".format)
+threads = st.sampled_from(THREADS)
+namespaces = st.sampled_from(["", "", "inner", "call:1", "call:1|deep:2"])
+runs = st.sampled_from(["run 1", "run 2", "run 3"])
+changes = st.dictionaries(st.sampled_from(["messages", "files", "flag"]), values) | st.sampled_from(
+    [{"delta": ABSENT}, {"delta": ABSENT}, {"delta": _DeltaSnapshot([1, 2])}, {"flag": ABSENT}]
+)
+metadata = st.fixed_dictionaries(
+    {
+        "source": st.sampled_from(["loop", "input"]),
+        "step": st.integers(0, 3),
+        "tag": scalars,
+        "run_id": runs,
+        COUNTERS: st.sampled_from([{"delta": [1, 2]}, {"delta": [1, 2], "files": [0, 1]}, {}]),
+    },
+    optional={
+        "parents": ids.map(lambda root: {"": root}),
+        "nested": st.dictionaries(text, st.lists(scalars, max_size=3), max_size=3),
+    },
+)
+filters = st.dictionaries(
+    st.sampled_from(["source", "step", "tag", "run_id"]),
+    st.sampled_from(["loop", "run 1", 0, 1, -1, ""]),
+    max_size=2,
+)
+_any_puts = st.builds(
+    PutCheckpoint,
+    thread=threads,
+    ns=namespaces,
+    id=ids,
+    parent=st.none() | ids,
+    changes=changes,
+    metadata=metadata,
+    extra=st.sampled_from([{}, {"user": "someone"}, {"user": "x", "__private": "y"}]),
+)
+# LangGraph's walks along parents never end in a circle, so there must be none.
+puts = _any_puts.map(
+    lambda put: put if put.parent and put.parent < put.id else replace(put, parent=None)
+)
+put_writes = st.builds(
+    PutWrites,
+    thread=threads,
+    ns=namespaces,
+    id=ids,
+    task=st.sampled_from(["task 1", "task 2", "00000000-0000-0000-0000-000000000000"]),
+    path=st.sampled_from(["", "~__pregel_pull, a", "~__pregel_pull, b"]),
+    writes=st.lists(
+        st.tuples(
+            st.sampled_from(["messages", "delta", ERROR, INTERRUPT, RESUME, SCHEDULED]), values
+        ),
+        max_size=4,
+    ),
+)

@@ -1,0 +1,345 @@
+"""Real graphs on our saver leave exactly what they leave on LangGraph's own `InMemorySaver`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.types import Overwrite, StateSnapshot
+from scripted import (
+    APPROVE,
+    EDIT,
+    Builder,
+    Durability,
+    Graph,
+    Normaliser,
+    PlannedError,
+    Step,
+    agent,
+    answers,
+    approved_agent,
+    asks,
+    delta,
+    fan_out,
+    nested,
+    nested_with_memory,
+    parallel,
+)
+
+from checkpointer import AsyncSQLAlchemySaver, create_saver
+
+THREAD: RunnableConfig = {"configurable": {"thread_id": "a thread"}}
+COPY: RunnableConfig = {"configurable": {"thread_id": "its copy"}}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A graph, and what is done to one thread of it."""
+
+    builder: Builder
+    steps: Sequence[Step]
+
+
+SCENARIOS = {
+    "conversation": Scenario(agent, [Step(give=asks(f"question {n}")) for n in range(6)]),
+    "approval": Scenario(
+        approved_agent,
+        [
+            Step(give=asks("first")),
+            Step(give=EDIT),
+            Step(give=asks("second")),
+            Step(give=APPROVE),
+        ],
+    ),
+    "subgraph": Scenario(
+        nested,
+        [
+            Step(give={"items": ["one"]}),
+            Step(give=answers("this")),
+            Step(give={"items": ["two"]}),
+            Step(update={"items": ["meanwhile"]}, as_node="before"),
+            Step(),
+            Step(give=answers("that")),
+        ],
+    ),
+    "subgraph with memory": Scenario(
+        nested_with_memory,
+        [
+            Step(give={"items": ["one"]}),
+            Step(give=answers("this")),
+            Step(give={"items": ["two"]}),
+            Step(give=answers("that")),
+        ],
+    ),
+    "fan-out": Scenario(
+        fan_out,
+        [
+            Step(give={"items": [*"abcdefgh"]}),
+            Step(give={"items": ["ask"]}),
+            Step(give=answers("thus")),
+        ],
+    ),
+    "failure": Scenario(
+        parallel,
+        [
+            Step(give={"items": ["one"]}, configurable={"broken": True, "user": "someone"}),
+            Step(configurable={"broken": True}),
+            Step(),
+            Step(give={"items": ["two"]}),
+        ],
+    ),
+    "time travel": Scenario(
+        agent,
+        [
+            Step(give=asks("one")),
+            Step(give=asks("two")),
+            Step(back=3),
+            Step(update=asks("instead"), as_node="__start__", back=6),
+            Step(),
+            Step(give=asks("three"), back=4),
+            Step(update=None, as_node="__copy__", back=2),
+            Step(update=asks("four"), as_node="model"),
+        ],
+    ),
+    "delta": Scenario(
+        delta,
+        [
+            Step(give={"items": ["start"], "left": 7}),
+            Step(give={"items": ["more"], "left": 3}),
+            Step(update={"items": ["by hand"]}, as_node="check"),
+            Step(give={"rare": ["seldom"], "left": 1}),
+        ],
+    ),
+    "delta time travel": Scenario(
+        delta,
+        [
+            Step(give={"items": ["start"], "left": 5}),
+            Step(back=4),
+            Step(update={"items": ["by hand"], "left": 2}, as_node="check", back=7),
+            Step(),
+            Step(update=None, as_node="__copy__", back=3),
+            Step(give={"items": ["more"], "left": 2}, back=6),
+        ],
+    ),
+}
+
+every_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+straight_scenario = pytest.mark.parametrize(
+    "scenario",
+    [scenario for name, scenario in SCENARIOS.items() if "travel" not in name],
+    ids=[name for name in SCENARIOS if "travel" not in name],
+)
+every_durability = pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+
+
+def nth(history: Sequence[StateSnapshot], back: int) -> RunnableConfig:
+    """The config of a checkpoint so many before the latest.
+
+    `durability="exit"` leaves few checkpoints, of which the oldest can be one that was made before
+    the graph had its input.
+    """
+    return history[max(0, min(back, len(history) - 2))].config
+
+
+async def play(
+    graph: Graph, steps: Iterable[Step], durability: Durability, thread: RunnableConfig = THREAD
+) -> list[Any]:
+    """Do the steps one after the other; what the invocations gave back."""
+    outputs = []
+    for step in steps:
+        config = thread
+        if step.back:
+            config = nth([state async for state in graph.aget_state_history(thread)], step.back)
+        if step.update is not None or step.as_node:
+            await graph.aupdate_state(config, step.update, step.as_node)
+            continue
+        configurable = {**config.get("configurable", {}), **step.configurable}
+        settings: RunnableConfig = {"configurable": configurable}
+        try:
+            outputs.append(await graph.ainvoke(step.give, settings, durability=durability))
+        except PlannedError as exc:
+            outputs.append(repr(exc))
+    return outputs
+
+
+def stored(tuples: Iterable[CheckpointTuple]) -> list[CheckpointTuple]:
+    """All that a saver holds of a thread, the newest checkpoint first, without what may differ.
+
+    A snapshot of a delta channel stays in force until the channel is written again. `InMemorySaver`
+    repeats it in the checkpoints between, ours leaves it where it was put.
+    """
+    ordered = sorted(tuples, key=lambda found: found.checkpoint["id"], reverse=True)
+    return [
+        found._replace(
+            checkpoint={
+                **found.checkpoint,
+                "channel_values": {
+                    name: value
+                    for name, value in found.checkpoint["channel_values"].items()
+                    if not isinstance(value, _DeltaSnapshot)
+                },
+            }
+        )
+        for found in ordered
+    ]
+
+
+async def left_behind(graph: Graph, outputs: list[Any], thread: RunnableConfig = THREAD) -> Any:
+    """All that a thread shows: outputs, state, history and rows, with made-up ids normalised."""
+    saver = graph.checkpointer
+    assert isinstance(saver, BaseCheckpointSaver)
+    normalise = Normaliser()
+    return [
+        normalise(outputs),
+        normalise(await graph.aget_state(thread, subgraphs=True)),
+        normalise([state async for state in graph.aget_state_history(thread)]),
+        normalise(stored([found async for found in saver.alist(thread)])),
+    ]
+
+
+async def expected_of(scenario: Scenario, durability: Durability) -> Any:
+    """What the scenario leaves on the reference."""
+    graph = scenario.builder(InMemorySaver())
+    return await left_behind(graph, await play(graph, scenario.steps, durability))
+
+
+async def values_after(graph: Graph, thread: RunnableConfig = THREAD) -> Any:
+    """The state's values and what comes next, made-up ids normalised."""
+    state = await graph.aget_state(thread)
+    return Normaliser()([state.values, state.next, state.interrupts])
+
+
+@every_durability
+@every_scenario
+async def test_a_graph_leaves_what_it_leaves_in_memory(
+    saver: AsyncSQLAlchemySaver, scenario: Scenario, durability: Durability
+) -> None:
+    graph = scenario.builder(saver)
+
+    outputs = await play(graph, scenario.steps, durability)
+
+    assert await left_behind(graph, outputs) == await expected_of(scenario, durability)
+
+
+async def test_a_long_conversation_leaves_what_it_leaves_in_memory(
+    saver: AsyncSQLAlchemySaver,
+) -> None:
+    long = Scenario(agent, [Step(give=asks(f"question {n}")) for n in range(30)])
+    graph = agent(saver)
+
+    outputs = await play(graph, long.steps, "async")
+
+    assert await left_behind(graph, outputs) == await expected_of(long, "async")
+
+
+@every_scenario
+async def test_each_step_can_be_a_process_of_its_own(migrated_url: str, scenario: Scenario) -> None:
+    outputs = []
+    for step in scenario.steps:
+        async with create_saver(migrated_url) as saver:
+            outputs += await play(scenario.builder(saver), [step], "sync")
+
+    async with create_saver(migrated_url) as saver:
+        left = await left_behind(scenario.builder(saver), outputs)
+    assert left == await expected_of(scenario, "sync")
+
+
+@every_durability
+@straight_scenario
+async def test_pruning_between_steps_changes_no_state(
+    saver: AsyncSQLAlchemySaver, scenario: Scenario, durability: Durability
+) -> None:
+    graph, reference = scenario.builder(saver), scenario.builder(InMemorySaver())
+    for step in scenario.steps:
+        outputs = await play(graph, [step], durability)
+        await saver.aprune(["a thread"], strategy="keep_latest")
+
+        assert Normaliser()(outputs) == Normaliser()(await play(reference, [step], durability))
+        assert await values_after(graph) == await values_after(reference)
+
+
+@pytest.mark.parametrize("rounds", range(1, 10))
+@every_durability
+async def test_a_delta_thread_pruned_at_any_distance_from_its_snapshot_goes_on(
+    saver: AsyncSQLAlchemySaver, rounds: int, durability: Durability
+) -> None:
+    graph, reference = delta(saver), delta(InMemorySaver())
+    for step in [
+        Step(give={"items": ["start"], "left": rounds}),
+        Step(give={"items": ["more"], "left": 1}),
+    ]:
+        await play(graph, [step], durability)
+        await play(reference, [step], durability)
+        await saver.aprune(["a thread"], strategy="keep_latest")
+
+        assert await values_after(graph) == await values_after(reference)
+
+
+async def test_pruning_a_delta_thread_drops_what_is_older_than_its_snapshots(
+    saver: AsyncSQLAlchemySaver,
+) -> None:
+    graph = delta(saver)
+    for n in range(4):
+        await play(graph, [Step(give={"items": [f"start {n}"], "left": 9})], "sync")
+        # A forced snapshot of the rarely snapshotted channel bounds how far back it must be read.
+        await graph.aupdate_state(THREAD, {"rare": Overwrite([n])}, "check")
+    before = [state async for state in graph.aget_state_history(THREAD)]
+
+    await saver.aprune(["a thread"], strategy="keep_latest")
+
+    after = [state async for state in graph.aget_state_history(THREAD)]
+    assert len(after) < len(before) / 4
+    assert (after[0].config, after[0].values) == (before[0].config, before[0].values)
+
+
+@straight_scenario
+async def test_a_copied_thread_goes_on_like_its_original(
+    saver: AsyncSQLAlchemySaver, scenario: Scenario
+) -> None:
+    graph, reference = scenario.builder(saver), scenario.builder(InMemorySaver())
+    half = len(scenario.steps) // 2
+    await play(graph, scenario.steps[:half], "async")
+    untouched = await left_behind(graph, [])
+
+    await saver.acopy_thread("a thread", "its copy")
+    await play(graph, scenario.steps[half:8], "async", COPY)
+
+    await play(reference, scenario.steps, "async")
+    assert await values_after(graph, COPY) == await values_after(reference)
+    assert await left_behind(graph, []) == untouched
+
+
+def play_sync(graph: Graph, steps: Iterable[Step]) -> Any:
+    """As `play` and `left_behind`, with the sync methods alone."""
+    outputs = []
+    for step in steps:
+        config = THREAD
+        if step.back:
+            config = nth(list(graph.get_state_history(THREAD)), step.back)
+        if step.update is not None or step.as_node:
+            graph.update_state(config, step.update, step.as_node)
+        else:
+            # Otherwise puts run in threads, beside the run that still changes what they put.
+            outputs.append(graph.invoke(step.give, config, durability="sync"))
+    saver = graph.checkpointer
+    assert isinstance(saver, BaseCheckpointSaver)
+    normalise = Normaliser()
+    return [
+        normalise(outputs),
+        normalise(graph.get_state(THREAD, subgraphs=True)),
+        normalise(list(graph.get_state_history(THREAD))),
+        normalise(stored(saver.list(THREAD))),
+    ]
+
+
+@pytest.mark.parametrize("name", ["approval", "subgraph", "fan-out", "time travel", "delta"])
+def test_a_sync_script_leaves_what_it_leaves_in_memory(migrated_url: str, name: str) -> None:
+    scenario = SCENARIOS[name]
+    with create_saver(migrated_url) as saver:
+        left = play_sync(scenario.builder(saver), scenario.steps)
+
+    assert left == play_sync(scenario.builder(InMemorySaver()), scenario.steps)

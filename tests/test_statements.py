@@ -1,0 +1,310 @@
+"""The statements of each operation: how many, over which keys, and with no value in their text."""
+
+import asyncio
+import json
+import random
+import re
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from storing import TABLES, Statement, config, put, statements
+
+from checkpointer import AsyncSQLAlchemySaver, create_saver
+
+Saver = AsyncSQLAlchemySaver
+
+THREAD = config()
+FIRST = config(checkpoint_id="1")
+LARGE = [f"message {number}: {number * 7919:050}" for number in range(300)]
+
+AT_ONCE = ["WITH threads"]
+TOUCH = "INSERT threads"
+CHECKPOINTS = "INSERT checkpoints"
+WRITES = "INSERT writes"
+CHUNKS = "INSERT chunks"
+
+
+def summary(statement: Statement) -> str:
+    """What a statement does, and to which table first."""
+    sql = " ".join(statement.sql.split())
+    table = re.search(r"(?:INTO|FROM|UPDATE) checkpointer_(\w+)", sql)
+    assert table, sql
+    return f"{sql.split()[0]} {table[1]}"
+
+
+async def run(work: Awaitable[object]) -> list[str]:
+    """The statements that some work takes."""
+    with statements() as seen:
+        await work
+    return [summary(one) for one in seen]
+
+
+async def listed(saver: Saver, **options: Any) -> list[object]:
+    return [found async for found in saver.alist(THREAD, **options)]
+
+
+@pytest.fixture(autouse=True)
+async def used(saver: Saver) -> None:
+    """The schema is checked once, before the first operation."""
+    await saver.aget_tuple(THREAD)
+
+
+@pytest.fixture
+def puts(saver: Saver) -> Callable[..., list[str]]:
+    """What a batch of puts takes: one statement where rows can be passed as arrays."""
+
+    def taken(*statements: str) -> list[str]:
+        return AT_ONCE if saver.engine.dialect.name == "postgresql" else list(statements)
+
+    return taken
+
+
+Puts = Callable[..., list[str]]
+
+
+def new_chunks(seen: list[Statement]) -> int:
+    """How many chunks were sent with one batch."""
+    for one in seen:
+        if summary(one) == CHUNKS:
+            return len(one.parameters)
+        if "INTO checkpointer_chunks" in one.sql:
+            # The arrays in the order of the statement: those of the threads come first.
+            return max(_lengths(one.parameters[0]), default=0)
+    return 0
+
+
+def _lengths(parameters: Any) -> list[int]:
+    return [len(p) for p in parameters if isinstance(p, list) and p and isinstance(p[0], bytes)]
+
+
+class TestPuts:
+    async def test_a_checkpoint_takes_two(self, saver: Saver, puts: Puts) -> None:
+        for parent, name in ((THREAD, "1"), (FIRST, "2")):
+            assert await run(put(saver, parent, name, text="x")) == puts(TOUCH, CHECKPOINTS)
+
+    async def test_a_checkpoint_with_chunks_takes_three(self, saver: Saver, puts: Puts) -> None:
+        taken = await run(put(saver, THREAD, "1", a=LARGE, b=LARGE))
+        assert taken == puts(TOUCH, CHUNKS, CHECKPOINTS)
+
+    async def test_only_new_chunks_are_sent(self, saver: Saver, puts: Puts) -> None:
+        await put(saver, THREAD, "1", a=LARGE)
+        with statements() as seen:
+            await put(saver, FIRST, "2", a=[*LARGE, "one more"])
+        assert [summary(one) for one in seen] == puts(TOUCH, CHUNKS, CHECKPOINTS)
+        assert 1 <= new_chunks(seen) <= 4
+        taken = await run(put(saver, FIRST, "3", a=[*LARGE, "one more"]))
+        assert taken == puts(TOUCH, CHECKPOINTS)
+
+    async def test_chunks_that_were_read_are_not_sent_again(self, saver: Saver, puts: Puts) -> None:
+        await put(saver, THREAD, "1", a=LARGE)
+        async with create_saver(saver.engine) as cold:
+            await cold.aget_tuple(THREAD)
+            with statements() as seen:
+                await put(cold, FIRST, "2", a=LARGE)
+        assert [summary(one) for one in seen] == puts(TOUCH, CHECKPOINTS)
+        assert new_chunks(seen) <= 1  # the manifest's own array
+
+    async def test_writes_take_two(self, saver: Saver, puts: Puts) -> None:
+        for task in ("one", "other"):
+            work = saver.aput_writes(FIRST, [("a", 1), ("b", 2), ("c", "x" * 100)], task)
+            assert await run(work) == puts(TOUCH, WRITES)
+        taken = await run(saver.aput_writes(FIRST, [("a", LARGE)], "large"))
+        assert taken == puts(TOUCH, CHUNKS, WRITES)
+        taken = await run(saver.aput_writes(FIRST, [("__error__", "x"), ("a", 1)], "failed"))
+        assert taken == puts(TOUCH, WRITES, WRITES)
+
+    async def test_no_writes_take_none(self, saver: Saver) -> None:
+        assert await run(saver.aput_writes(FIRST, [], "a task")) == []
+
+    async def test_any_number_of_puts_take_no_more(self, saver: Saver, puts: Puts) -> None:
+        async def some(count: int) -> None:
+            checkpoints = (put(saver, config(n), "1", a=LARGE, n=n) for n in range(count))
+            writes = (saver.aput_writes(config(n, "1"), [("a", n)], "task") for n in range(count))
+            await asyncio.gather(*checkpoints, *writes)
+
+        for count in (2, 50):
+            taken = await run(some(count))
+            assert taken == puts(TOUCH, "SELECT threads", CHUNKS, CHECKPOINTS, WRITES)
+
+
+CHECKPOINT = "WITH checkpoints"  # and its writes
+PAGE = ["SELECT checkpoints", "SELECT writes"]
+
+
+class TestGets:
+    async def test_a_warm_get_takes_one(self, saver: Saver) -> None:
+        await put(saver, THREAD, "1", a=LARGE)
+        await saver.aput_writes(FIRST, [("a", LARGE)], "a task")
+        for asked in (THREAD, FIRST, config("no thread")):
+            assert await run(saver.aget_tuple(asked)) == [CHECKPOINT]
+
+    async def test_a_cold_get_takes_one_more_for_each_level_of_chunks(self, saver: Saver) -> None:
+        for name, count, levels in (("1", 30, 1), ("2", 150, 2), ("3", 900, 3)):
+            await put(saver, THREAD, name, a=random.Random(7).randbytes(500 * count))  # noqa: S311
+            async with create_saver(saver.engine) as cold:
+                await cold.aget_tuple(config("no thread"))
+                taken = await run(cold.aget_tuple(THREAD))
+            assert taken == [CHECKPOINT, *["SELECT chunks"] * levels]
+
+    async def test_a_page_of_a_list_takes_two_and_one_for_each_level_of_chunks(
+        self, saver: Saver
+    ) -> None:
+        for number in range(100):
+            await put(saver, THREAD, f"{number:03}", a=LARGE[:20], n=number)
+        assert await run(listed(saver)) == PAGE * 3
+        assert await run(listed(saver, limit=16)) == PAGE
+        assert await run(listed(saver, filter={"no": "such"})) == PAGE[:1]
+        async with create_saver(saver.engine) as cold:
+            await cold.aget_tuple(config("no thread"))
+            assert await run(listed(cold)) == [*PAGE, "SELECT chunks", *PAGE, *PAGE]
+
+    async def test_history_takes_no_more_for_a_longer_one(self, saver: Saver) -> None:
+        parent = await put(saver, THREAD, "000", a=1)
+        taken = []
+        for number in range(1, 41):
+            await saver.aput_writes(parent, [("a", number)], "a task")
+            parent = await put(saver, parent, f"{number:03}", b=1)
+            work = saver.aget_delta_channel_history(config=parent, channels=["a"])
+            taken.append(await run(work))
+        assert taken[0] == taken[-1] == ["WITH checkpoints", "SELECT writes"]
+
+
+class TestDeletes:
+    """The number of statements rests on the number of namespaces alone."""
+
+    @pytest.fixture(params=[3, 60])
+    async def count(self, saver: Saver, request: pytest.FixtureRequest) -> int:
+        parent = THREAD
+        for number in range(request.param):
+            metadata = {"run_id": f"run {number % 2}"}
+            parent = await put(saver, parent, f"{number:03}", metadata, a=[number, *LARGE])
+            await saver.aput_writes(parent, [("a", [number, *LARGE])], "a task")
+        count: int = request.param
+        return count
+
+    async def test_deleting_a_thread(self, saver: Saver, count: int) -> None:
+        taken = await run(saver.adelete_thread("a thread"))
+        assert taken == [
+            "SELECT threads",
+            "DELETE writes",
+            "DELETE checkpoints",
+            "DELETE chunks",
+            "DELETE threads",
+        ]
+
+    async def test_pruning_a_thread(self, saver: Saver, count: int) -> None:
+        taken = await run(saver.aprune(["a thread"]))
+        assert len(taken) <= 14
+
+    async def test_deleting_runs(self, saver: Saver, count: int) -> None:
+        taken = await run(saver.adelete_for_runs(["run 0"]))
+        assert len(taken) <= 14
+
+    async def test_copying_a_thread(self, saver: Saver, count: int) -> None:
+        assert len(await run(saver.acopy_thread("a thread", "another"))) <= 7
+
+
+MARK = "splice:d %(mark)s ' $1 ?"
+
+
+async def test_no_statement_has_a_value_in_its_text(saver: Saver) -> None:
+    where = config(MARK, checkpoint_ns=MARK)
+    with statements() as seen:
+        stored = await put(saver, where, MARK, {"run_id": MARK, MARK: MARK}, text=MARK * 1000)
+        await put(saver, stored, f"{MARK} 2", {MARK: MARK})
+        await saver.aput_writes(stored, [(MARK, MARK), ("__error__", MARK)], MARK, MARK)
+        async with create_saver(saver.engine) as cold:
+            assert await cold.aget_tuple(stored) is not None
+        wanted = {MARK: MARK, "run_id": MARK}
+        found = [
+            one async for one in saver.alist(where, filter=wanted, before=config(MARK, "~" * 9))
+        ]
+        assert len(found) == 1
+        assert len([one async for one in saver.alist(None, limit=1)]) == 1
+        await saver.aget_delta_channel_history(config=where, channels=[MARK])
+        await saver.acopy_thread(MARK, f"{MARK} 2")
+        await saver.aprune([MARK])
+        await saver.adelete_for_runs([MARK])
+        await saver.adelete_thread(MARK)
+    assert len(seen) > 30
+    assert not [one.sql for one in seen if "splice" in one.sql]
+
+
+HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
+    "aput": lambda saver: put(saver, FIRST, "2", a=LARGE[:10]),
+    "aput, many": lambda saver: asyncio.gather(*(put(saver, config(n), "1") for n in range(3))),
+    "aput_writes": lambda saver: saver.aput_writes(FIRST, [("a", 1), ("__error__", 1)], "a task"),
+    "aget_tuple": lambda saver: saver.aget_tuple(THREAD),
+    "aget_tuple, by id": lambda saver: saver.aget_tuple(FIRST),
+    "alist": listed,
+    "alist, whole thread": lambda saver: _all(
+        saver.alist({"configurable": {"thread_id": "a thread"}})
+    ),
+    "alist, before": lambda saver: listed(saver, before=config(checkpoint_id="5"), limit=5),
+    "history": lambda saver: saver.aget_delta_channel_history(config=THREAD, channels=["x"]),
+    "adelete_thread": lambda saver: saver.adelete_thread("a thread"),
+}
+
+
+async def _all(found: Any) -> list[object]:
+    return [one async for one in found]
+
+
+@pytest.mark.parametrize("work", HOT.values(), ids=HOT)
+async def test_hot_statements_find_their_rows_by_thread(
+    saver: Saver, database_url: str, work: Callable[[Saver], Awaitable[object]]
+) -> None:
+    parent = await put(saver, THREAD, "1", a=LARGE)
+    for number in range(2, 30):
+        parent = await put(saver, parent, str(number), b=number)
+    await saver.aput_writes(FIRST, [("a", LARGE)], "another task")
+    async with create_saver(saver.engine) as cold:
+        await cold.aget_tuple(config("no thread"))
+        with statements() as seen:
+            await work(cold)
+    assert seen
+    selects = [one for one in seen if "INSERT INTO" not in one.sql]
+    explain = explain_sqlite if saver.engine.dialect.name == "sqlite" else explain_postgresql
+    for statement in selects:
+        for table, condition in explain(database_url, statement):
+            assert "thread_id" in condition, f"{table}: {condition!r}\n{statement.sql}"
+
+
+def explain_sqlite(url: str, statement: Statement) -> Iterator[tuple[str, str]]:
+    """Each access to one of our tables, with the condition that an index answers."""
+    with closing(sqlite3.connect(sa.make_url(url).database or "")) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters[0])
+        for *_, detail in plan.fetchall():
+            if re.match(rf"(SEARCH|SCAN) ({'|'.join(TABLES)})", detail):
+                condition = re.search(r"USING (?:COVERING )?INDEX \S+ (\(.*\))", detail)
+                yield detail, condition[1] if condition else ""
+
+
+def explain_postgresql(url: str, statement: Statement) -> Iterator[tuple[str, str]]:
+    """The same, for any parameters, and with tables that are not too small for an index."""
+    libpq = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(libpq, autocommit=True) as connection:
+        connection.execute("SET enable_seqscan = off")
+        explain = f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {statement.sql}"
+        ((plan,),) = connection.execute(explain.encode()).fetchall()
+    yield from _accesses((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"])
+
+
+def _accesses(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    table = str(node.get("Relation Name", ""))
+    if table in TABLES and node["Node Type"] != "ModifyTable":
+        yield f"{node['Node Type']} {table}", " ".join(_conditions(node))
+    for inner in node.get("Plans", []):
+        yield from _accesses(inner)
+
+
+def _conditions(node: dict[str, Any]) -> Iterator[str]:
+    if "Index Cond" in node:
+        yield str(node["Index Cond"])
+    for inner in node.get("Plans", []):
+        yield from _conditions(inner)
