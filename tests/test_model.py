@@ -145,7 +145,7 @@ class Agreement(RuleBasedStateMachine):
         """Put a value whose chunks the saver has stored, and deleted since."""
         # Its id makes it the oldest, which a prune does not keep.
         metadata = put.metadata | {"run_id": "a run of its own"}
-        put = replace(put, id="!", parent=None, metadata=metadata)
+        put = replace(put, id="-01", parent=None, metadata=metadata)
         self.put([replace(put, changes={"messages": conversation(length)})], 1)
         if how == "run":
             self.delete_for_runs(["a run of its own"])

@@ -31,8 +31,11 @@ def block(marker: str) -> str:
 
 
 def builder() -> StateGraph[Any, Any, Any, Any]:
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [("ai", state["messages"][-1].content)]}
+
     graph = StateGraph(MessagesState)
-    graph.add_node("answer", lambda state: {"messages": [("ai", state["messages"][-1].content)]})
+    graph.add_node("answer", answer)
     graph.add_edge(START, "answer")
     return graph
 
