@@ -85,8 +85,7 @@ NO_THREAD: list[RunnableConfig] = [
 async def test_a_config_without_a_thread_id_is_refused(
     saver: Saver, database_url: str, name: str
 ) -> None:
-    # An empty config lists all threads, as with LangGraph's own savers.
-    for where in NO_THREAD[1:] if name == "alist" else NO_THREAD:
+    for where in NO_THREAD:
         with pytest.raises(
             InvalidInputError, match=r"without a thread_id.*expected.*pass"
         ) as caught:

@@ -420,7 +420,6 @@ async def test_a_list_over_everything_is_in_order(saver: Saver) -> None:
 
     newest_first = sorted(keys, reverse=True)
     assert await listed(None) == newest_first
-    assert await listed({}) == newest_first
     assert await listed(None, limit=70) == newest_first[:70]
     before = config("a", "006")
     assert await listed(None, before=before) == [key for key in newest_first if key[0] < "006"]
