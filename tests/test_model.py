@@ -264,7 +264,7 @@ class Agreement(RuleBasedStateMachine):
 def test_our_saver_and_the_model_agree_on_random_operations(migrated_url: str) -> None:
     run_state_machine_as_test(
         cast("type[Agreement]", partial(Agreement, migrated_url)),
-        settings=settings(max_examples=settings().max_examples // 2, stateful_step_count=25),
+        settings=settings(max_examples=min(settings().max_examples, 40), stateful_step_count=25),
     )
 
 
