@@ -17,7 +17,7 @@ demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed 
 	$(VENV)/bin/python examples/quickstart.py
 
 test: $(VENV)/.test ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
-	$(RUN) pytest -n auto --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(RUN) pytest -n auto --dist loadgroup --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, format and types
 	$(RUN) ruff check .

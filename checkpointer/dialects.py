@@ -261,12 +261,16 @@ def prepare_engine(engine: AsyncEngine, *, busy_timeout: float) -> None:
         # DDL, too, has to wait for our own BEGIN: the legacy mode commits it at once and leaves
         # half a migration behind.
         dbapi_connection.isolation_level = None
-        cursor = dbapi_connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        # No acknowledged checkpoint is lost at power loss.
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.close()
+        try:
+            cursor = dbapi_connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            # No acknowledged checkpoint is lost at power loss.
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.close()
+        except BaseException:
+            dbapi_connection.close()  # the pool would leave it to end when it likes
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: sa.Connection) -> None:
