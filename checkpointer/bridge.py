@@ -48,7 +48,7 @@ class Bridge:
         raise EventLoopError(
             "found a call from another event loop than the saver's own, expected one loop for all "
             "calls, because its database connections belong to that loop; make one saver per "
-            "event loop with create_saver(...)"
+            "event loop, and open it with `async with create_saver(...)` in async code"
         )
 
     def call(

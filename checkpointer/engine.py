@@ -23,6 +23,7 @@ DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
 BUSY_TIMEOUT: Final = 30.0
 """Seconds that SQLite waits for another process's transaction."""
 
+_SECRETS: Final = {"password", "sslpassword", "passfile"}
 _PACKAGES: Final = {"aiosqlite": "aiosqlite", "asyncpg": "asyncpg", "psycopg": "psycopg[binary]"}
 
 
@@ -60,12 +61,18 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
     return parsed.set(drivername=f"{backend}+{driver}", query=query)
 
 
+def shown(url: sa.URL) -> str:
+    """A URL for people and logs: without passwords, also without those in its query."""
+    hidden = dict.fromkeys(url.query.keys() & _SECRETS, "hidden")
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
 def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
     """An async engine with the hooks that we need. Does no I/O.
 
     Raises:
         DriverError: The URL's driver is unknown, not async, or not installed.
-        ConfigurationError: SQLAlchemy does not know an option.
+        ConfigurationError: SQLAlchemy does not know an option, or cannot use the URL.
     """
     _check_driver(url)
     options: dict[str, Any] = {"hide_parameters": True}
@@ -78,6 +85,11 @@ def create_engine(url: sa.URL, **engine_options: Any) -> AsyncEngine:
         raise DriverError(
             f"found that the driver of {url.drivername}:// is not installed, expected the package "
             f"{package}; run: pip install '{package}'"
+        ) from exc
+    except sa_exc.ArgumentError as exc:
+        raise ConfigurationError(
+            f"found the URL {shown(url)}, expected one such as sqlite:///x.db (three slashes, or "
+            f"four before an absolute path) or postgresql+asyncpg://user:password@host/database"
         ) from exc
     except TypeError as exc:
         raise ConfigurationError(
@@ -161,7 +173,7 @@ class Database:
             await self.engine.dispose()
 
     def _translated(self, exc: Exception) -> DatabaseError:
-        where = self.engine.url.render_as_string(hide_password=True)
+        where = shown(self.engine.url)
         if isinstance(exc, sa_exc.DBAPIError):
             lost = self.dialect.is_unavailable(exc)
             reason = f"{type(exc.orig).__name__}: {exc.orig}"

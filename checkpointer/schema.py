@@ -12,7 +12,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from checkpointer.engine import Database
+from checkpointer.engine import URL_VARIABLE, Database, shown
 from checkpointer.errors import (
     SchemaMissingError,
     SchemaOutdatedError,
@@ -67,9 +67,11 @@ def require(database: Database, found: str | None) -> None:
     """
     if found == EXPECTED_REVISION:
         return
-    url = database.engine.url.render_as_string(hide_password=True)
+    url = shown(database.engine.url)
     expected = f"expected revision {EXPECTED_REVISION}"
-    mend = f"run: checkpointer upgrade --url {shlex.quote(url)} (or alembic upgrade head)"
+    mend = f"run: checkpointer upgrade --url {shlex.quote(url)}"
+    if url != database.engine.url.render_as_string(hide_password=False):
+        mend = f"set {URL_VARIABLE} to that URL with its password, and run: checkpointer upgrade"
     if found is None:
         raise SchemaMissingError(
             f"found no schema in {url}, {expected}; {mend}",

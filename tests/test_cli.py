@@ -73,7 +73,7 @@ def test_looking_at_a_database_without_schema_changes_nothing(run: Run, database
     assert (code, out) == (1, "")
     for part in ("found no schema in", hidden(database_url), "expected revision 0001"):
         assert part in err
-    assert "run: checkpointer upgrade --url" in err
+    assert "run: checkpointer upgrade" in err
     assert run("current", "--url", database_url) == (0, "none\n", "")
     if database_url.startswith("sqlite"):
         assert not Path(sa.make_url(database_url).database or "").exists()
@@ -115,7 +115,7 @@ def test_check_names_an_older_revision(
     assert (code, out) == (1, "")
     assert "found revision 0001" in err
     assert "expected revision 0002" in err
-    assert "run: checkpointer upgrade --url" in err
+    assert "run: checkpointer upgrade" in err
 
 
 def test_the_environment_names_the_database_and_the_option_goes_first(

@@ -24,7 +24,7 @@ from checkpointer import (
     SchemaMissingError,
     create_saver,
 )
-from checkpointer.engine import DEFAULT_URL, URL_VARIABLE
+from checkpointer.engine import DEFAULT_URL, URL_VARIABLE, shown
 
 THREAD = config()
 SECRET = "s3cr3t"  # noqa: S105 - a test's password
@@ -468,3 +468,13 @@ class TestEngineOfTheCaller:
             await sql.execute(sa.text("CREATE TABLE mine (id INTEGER)"))
         assert begun
         await engine.dispose()
+
+
+def test_no_password_of_a_query_is_shown() -> None:
+    url = sa.make_url("postgresql+asyncpg://host/app?user=app&password=s3cr3t&passfile=/secret")
+    assert shown(url) == "postgresql+asyncpg://host/app?passfile=hidden&password=hidden&user=app"
+
+
+def test_a_sqlite_url_with_two_slashes_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"found the URL .*x\.db, expected.*three slashes"):
+        create_saver("sqlite://x.db")

@@ -89,7 +89,7 @@ async def test_the_postgresql_snippet_stores_a_thread(migrated_url: str) -> None
 
 
 def test_the_deploy_commands_upgrade_a_database(database_url: str) -> None:
-    [deploy] = [code for code in blocks("bash") if "CHECKPOINTER_URL" in code]
+    [deploy] = [code for code in blocks("bash") if "export CHECKPOINTER_URL" in code]
     commands = [line.split("#")[0].split() for line in deploy.splitlines()[1:]]
     assert len(commands) == 3
 
@@ -152,7 +152,7 @@ async def test_the_fastapi_application_answers(
 def test_the_commands_of_make_are_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
-    assert targets == {"demo", "test"}
+    assert targets == {"demo", "test", "lint"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make lint\nmake test" in (ROOT / ".ci" / "run").read_text()

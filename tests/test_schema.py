@@ -46,7 +46,7 @@ async def test_a_missing_schema_is_named_with_the_command_that_mends_it(database
         await schema.verify(database)
     assert (caught.value.found, caught.value.expected) == (None, "0001")
     url = database.engine.url.render_as_string(hide_password=True)
-    for part in ("no schema", "0001", "checkpointer upgrade --url", url, "alembic upgrade head"):
+    for part in ("no schema", "0001", "checkpointer upgrade", url):
         assert part in str(caught.value)
 
 
@@ -75,7 +75,7 @@ async def test_an_older_schema_is_named_with_the_command_that_mends_it(
     with pytest.raises(SchemaOutdatedError) as caught:
         await schema.verify(database)
     assert (caught.value.found, caught.value.expected) == ("0001", "0002")
-    for part in ("0001", "0002", "checkpointer upgrade --url", "alembic upgrade head"):
+    for part in ("0001", "0002", "checkpointer upgrade"):
         assert part in str(caught.value)
 
 
