@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import history, threads
 from checkpointer.backend import Backend
-from checkpointer.configs import conditions_of, config_for, full_metadata, identifier, key_of
+from checkpointer.configs import Key, conditions_of, config_for, full_metadata, identifier, key_of
 from checkpointer.decoder import Decoder, node_of
 from checkpointer.encoder import Encoder
 from checkpointer.errors import InvalidInputError
@@ -179,16 +179,16 @@ class AsyncSQLAlchemySaver(SyncTwins):
         Returns:
             The config that names the stored checkpoint.
         """
-        namespace = key_of(config, self._backend.database.dialect).namespace
+        key = key_of(config, self._backend.database.dialect)
         metadata_ = full_metadata(config, metadata)
-        known = self._backend.store.last.get(namespace)
-        put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, known)
+        known = self._backend.store.last.get(key.namespace)
+        put = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, known)
         try:
             await self._backend.put(put)
         except ReuseError:
-            put = self._encoder(config).checkpoint(checkpoint, metadata_, new_versions, None)
+            put = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
             await self._backend.put(put)
-        return config_for(namespace, put.row["checkpoint_id"])
+        return config_for(key.namespace, put.row["checkpoint_id"])
 
     async def aput_writes(
         self,
@@ -208,12 +208,13 @@ class AsyncSQLAlchemySaver(SyncTwins):
             task_id: The task.
             task_path: Its path, by which writes are ordered when a run applies them.
         """
-        if key_of(config, self._backend.database.dialect).checkpoint_id is None:
+        key = key_of(config, self._backend.database.dialect)
+        if key.checkpoint_id is None:
             raise InvalidInputError(
                 "found a config without a checkpoint_id, expected the one of the checkpoint that "
                 "the writes belong to; pass the config that aput returned"
             )
-        put = self._encoder(config).writes(writes, task_id, task_path)
+        put = self._encoder(key).writes(writes, task_id, task_path)
         if put.rows or put.special_rows:
             await self._backend.put(put)
 
@@ -325,9 +326,8 @@ class AsyncSQLAlchemySaver(SyncTwins):
         number = int(str(current).split(".")[0]) + 1 if current is not None else 1
         return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
 
-    def _encoder(self, config: RunnableConfig) -> Encoder:
-        dialect = self._backend.database.dialect
-        return Encoder(self.serde, dialect, key_of(config, dialect))
+    def _encoder(self, key: Key) -> Encoder:
+        return Encoder(self.serde, self._backend.database.dialect, key)
 
     def _tuple(self, stored: StoredCheckpoint) -> CheckpointTuple:
         return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))
