@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench-storage clean
+.PHONY: help demo test lint format bench bench-quick bench-storage clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,13 @@ format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-bench-storage: $(VENV)/.test ## Measure the bytes stored, beside the official savers'
+bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
+	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
+
+bench-quick: $(VENV)/.bench ## The same in less than a minute: fewer rounds, small sizes, nothing written
+	$(VENV)/bin/python benchmarks/speed.py --quick $(ARGS)
+
+bench-storage: $(VENV)/.bench ## Measure the bytes stored, beside the official savers'
 	$(VENV)/bin/python benchmarks/storage.py $(ARGS)
 
 clean: ## Remove .venv, caches and builds
@@ -38,7 +44,7 @@ clean: ## Remove .venv, caches and builds
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each dependency group, so that it is installed again only when it may have changed.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --editable . --group $*
 	@touch $@
 

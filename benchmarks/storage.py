@@ -14,38 +14,24 @@ Ends with 1 if a target is missed.
 import argparse
 import asyncio
 import json
-import os
-import runpy
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.console import Console
 from rich.table import Table
-from sizes import Relation, libpq_of, measure, path_of
+from savers import SAVERS, databases, open_saver
+from sizes import Relation, measure
 from workloads import MESSAGE_BYTES, MESSAGES_PER_TURN, agent, question
-
-import checkpointer
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
 TURNS: Final = (50, 200, 400)
-SERVER_VARIABLE: Final = "CHECKPOINTER_TEST_POSTGRES_URL"
 
 MEGABYTE: Final = 1_000_000
 TARGET_TURNS: Final = 200
@@ -53,9 +39,6 @@ TARGET_BYTES: Final = 8 * MEGABYTE
 """What our saver may take at `TARGET_TURNS`."""
 TARGET_GROWTH: Final = 2.2
 """How many times that it may take at twice as many turns: linear growth is 2, quadratic is 4."""
-
-Saver: TypeAlias = BaseCheckpointSaver[Any]
-Opener: TypeAlias = Callable[[str], AbstractAsyncContextManager[Saver]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +52,6 @@ class Measured:
     relations: Sequence[Relation]
 
 
-@asynccontextmanager
-async def _open_ours(url: str) -> AsyncIterator[Saver]:
-    async with checkpointer.create_saver(url) as saver:
-        await saver.setup()
-        yield saver
-
-
-@asynccontextmanager
-async def _open_official_sqlite(url: str) -> AsyncIterator[Saver]:
-    async with AsyncSqliteSaver.from_conn_string(path_of(url)) as saver:
-        await saver.setup()
-        yield saver
-
-
-@asynccontextmanager
-async def _open_official_postgresql(url: str) -> AsyncIterator[Saver]:
-    async with AsyncPostgresSaver.from_conn_string(libpq_of(url)) as saver:
-        await saver.setup()
-        yield saver
-
-
-SAVERS: Final[dict[str, Opener]] = {
-    "ours-sqlite": _open_ours,
-    "official-sqlite": _open_official_sqlite,
-    "ours-postgresql": _open_ours,
-    "official-postgresql": _open_official_postgresql,
-}
-
-
 async def converse(
     name: str, url: str, turns: Sequence[int], report: Callable[[str], None]
 ) -> list[Measured]:
@@ -105,7 +59,7 @@ async def converse(
     measured: list[Measured] = []
     thread: RunnableConfig = {"configurable": {"thread_id": "a conversation"}}
     begun = perf_counter()
-    async with SAVERS[name](url) as saver:
+    async with open_saver(name, url) as saver:
         graph = agent(saver)
         for turn in range(1, max(turns) + 1):
             state = await graph.ainvoke(question(turn), thread)
@@ -118,31 +72,6 @@ async def converse(
                 size, relations = await asyncio.to_thread(measure, url)
                 measured.append(Measured(name, turn, size, seconds, relations))
     return measured
-
-
-@contextmanager
-def databases(savers: Sequence[str]) -> Iterator[Callable[[str], str]]:
-    """Call it with a saver's name for the URL of an empty database, which is removed later."""
-    tests = Path(__file__).resolve().parent.parent / "tests"
-    made = runpy.run_path(str(tests / "databases.py"))
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cp-")))
-        kinds: dict[str, Any] = {}
-        if any("sqlite" in name for name in savers):
-            kinds["sqlite"] = made["SQLiteDatabases"](directory)
-        if any("postgresql" in name for name in savers):
-            admin = os.environ.get(SERVER_VARIABLE) or stack.enter_context(
-                made["postgres_server"]()
-            )
-            kinds["postgresql"] = made["PostgreSQLDatabases"](admin)
-
-        def create(name: str) -> str:
-            kind = kinds[name.rpartition("-")[2]]
-            url: str = kind.create()
-            stack.callback(kind.drop, url)
-            return url
-
-        yield create
 
 
 def size_table(measured: Sequence[Measured], turns: Sequence[int]) -> Table:
