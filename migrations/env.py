@@ -71,7 +71,7 @@ async def migrate_online(url: sa.URL) -> None:
         migrate(connection)
 
     try:
-        await database.write(locked)
+        await database.migrate(locked)
     finally:
         await database.dispose()
 

@@ -26,6 +26,11 @@ MIGRATIONS = CHECKOUT / "migrations"
 EIGHT = 8
 ROUNDS = 3
 
+STORAGE_OPTIONS = """
+SELECT relname, reloptions FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND reloptions IS NOT NULL ORDER BY relname
+"""
+
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
@@ -106,12 +111,12 @@ async def test_a_password_is_hidden_in_errors() -> None:
 
 
 async def test_the_revisions_make_the_tables_that_the_code_declares(
-    new_database_url: Callable[[], str],
+    new_database_url: Callable[[], str], database_kind: str
 ) -> None:
     migrated, declared = empty_databases(new_database_url, 2)
     await upgrade(migrated)
     database = open_database(declared)
-    await database.write(metadata.create_all)
+    await database.migrate(metadata.create_all)
     await database.dispose()
     of_version_table = {VERSION_TABLE, f"{VERSION_TABLE}_pkc"}
 
@@ -121,6 +126,10 @@ async def test_the_revisions_make_the_tables_that_the_code_declares(
     expected = comparable(declared)
     assert set(metadata.tables) <= {str(row[1]) for row in expected}
     assert comparable(migrated) == expected
+    if database_kind == "postgresql":
+        options = query(migrated, STORAGE_OPTIONS)
+        assert options == query(declared, STORAGE_OPTIONS)
+        assert options == [("checkpointer_threads", ["fillfactor=50"])]
 
 
 async def test_autogenerate_finds_no_difference_to_the_declared_tables(database: Database) -> None:
@@ -131,7 +140,7 @@ async def test_autogenerate_finds_no_difference_to_the_declared_tables(database:
         context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, metadata))
 
-    assert await database.read(differences) == []
+    assert await database.inspect(differences) == []
 
 
 OPEN = """

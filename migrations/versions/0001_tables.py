@@ -37,6 +37,7 @@ def upgrade() -> None:
         _column("created_at", TIME),
         _column("updated_at", TIME),
         sa.PrimaryKeyConstraint("thread_id", name="checkpointer_threads_pkey"),
+        postgresql_with={"fillfactor": 50},
     )
     op.create_table(
         "checkpointer_checkpoints",
@@ -51,10 +52,16 @@ def upgrade() -> None:
             "thread_id", "checkpoint_ns", "checkpoint_id", name="checkpointer_checkpoints_pkey"
         ),
     )
-    for column in ("checkpoint_id", "run_id"):
-        op.create_index(
-            f"checkpointer_checkpoints_{column}_idx", "checkpointer_checkpoints", [column]
-        )
+    op.create_index(
+        "checkpointer_checkpoints_checkpoint_id_idx", "checkpointer_checkpoints", ["checkpoint_id"]
+    )
+    op.create_index(
+        "checkpointer_checkpoints_run_id_idx",
+        "checkpointer_checkpoints",
+        ["run_id"],
+        sqlite_where=sa.text("run_id IS NOT NULL"),
+        postgresql_where=sa.text("run_id IS NOT NULL"),
+    )
     op.create_table(
         "checkpointer_writes",
         _column("thread_id", TEXT),
