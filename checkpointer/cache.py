@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
 
+from checkpointer.chunking import Cut, Tree
 from checkpointer.manifest import Value
 
 ENTRY_OVERHEAD: Final = 200
@@ -16,9 +17,10 @@ ENTRY_OVERHEAD: Final = 200
 
 
 class ChunkCache:
-    """Bytes of chunks by digest, the least recently used dropped first.
+    """Bytes of chunks by digest, and whole values by tree, the least recently used dropped first.
 
-    It never goes stale, because a digest names its content.
+    It never goes stale, because digests name their content. A whole value spares looking at its
+    chunks, which may be dropped before it.
 
     Args:
         max_bytes: What the cache may hold, overhead included; 0 turns it off.
@@ -27,18 +29,29 @@ class ChunkCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size = 0
-        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._chunks: OrderedDict[bytes | Tree, Any] = OrderedDict()
         self._lock = Lock()
 
     def get_many(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Those of the chunks that are here."""
+        return self._get_many(digests)
+
+    def get_cuts(self, trees: Iterable[Tree]) -> dict[Tree, Cut]:
+        """Those of the whole values that are here."""
+        return self._get_many(trees)
+
+    def get_cut(self, tree: Tree) -> Cut | None:
+        """A whole value, if it is here."""
+        return self.get_cuts([tree]).get(tree)
+
+    def _get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         found = {}
         with self._lock:
-            for digest in digests:
-                data = self._chunks.get(digest)
-                if data is not None:
-                    self._chunks.move_to_end(digest)
-                    found[digest] = data
+            for key in keys:
+                entry = self._chunks.get(key)
+                if entry is not None:
+                    self._chunks.move_to_end(key)
+                    found[key] = entry
         return found
 
     def put_many(self, chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
@@ -50,9 +63,35 @@ class ChunkCache:
                 else:
                     self._chunks[digest] = bytes(data)
                     self.size += len(data) + ENTRY_OVERHEAD
-            while self.size > self.max_bytes:
-                _, dropped = self._chunks.popitem(last=False)
-                self.size -= len(dropped) + ENTRY_OVERHEAD
+            self._drop_oldest()
+
+    def put_cuts(self, cuts: Iterable[Cut], replaced: Iterable[Tree]) -> None:
+        """Remember whole values, and forget those that they take the place of.
+
+        One that would fill the cache alone is not remembered.
+        """
+        with self._lock:
+            for tree in replaced:
+                self.size -= _size(self._chunks.pop(tree, None))
+            for cut in cuts:
+                if _size(cut) <= self.max_bytes:
+                    self.size += _size(cut) - _size(self._chunks.pop(cut.tree, None))
+                    self._chunks[cut.tree] = cut
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        while self.size > self.max_bytes:
+            _, dropped = self._chunks.popitem(last=False)
+            self.size -= _size(dropped)
+
+
+def _size(entry: bytes | Cut | None) -> int:
+    """What an entry counts for, in bytes; a whole value also for its list of digests."""
+    if entry is None:
+        return 0
+    if isinstance(entry, Cut):
+        return len(entry.data) + ENTRY_OVERHEAD * (1 + len(entry.digests))
+    return len(entry) + ENTRY_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +126,11 @@ class LastCheckpoint:
             and self.versions.get(name) is not None
             and self.versions[name] == versions.get(name)
         }
+
+    def trees(self) -> set[Tree]:
+        """The trees of the channels whose values are long."""
+        trees = (value.tree() for value, _ in self.channels.values())
+        return {tree for tree in trees if tree is not None}
 
 
 class LastCheckpoints:

@@ -8,9 +8,11 @@ is cut in turn into nodes, which are stored as chunks as well: a tree, as in git
 The constants here are part of the storage format (docs/format.md) and pinned by golden vectors.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate, chain
 from typing import Final
 
 from pyfastcdc import FastCDC
@@ -61,6 +63,41 @@ class Tree:
     digests: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a tree, in order.
+
+    Attributes:
+        digests: The digests of its chunks or nodes.
+        ends: Where each ends: for chunks the offset in the bytes, for nodes how many digests of the
+            level below come before.
+    """
+
+    digests: list[bytes]
+    ends: list[int]
+
+    def first(self, count: int) -> "Level":
+        """A level of its own that holds the first `count`."""
+        return Level(self.digests[:count], self.ends[:count])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """Long bytes, and where they are cut.
+
+    Attributes:
+        data: The bytes.
+        tree: The tree that names their chunks.
+        levels: The levels of the tree, the lowest first, the root last.
+        digests: All digests of these.
+    """
+
+    data: bytes
+    tree: Tree
+    levels: Sequence[Level]
+    digests: frozenset[bytes]
+
+
 class ChunkError(Exception):
     """A chunk that a tree names is missing or altered, or the tree contradicts its chunks.
 
@@ -78,28 +115,103 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
-def split(data: bytes) -> tuple[Tree, dict[bytes, memoryview | bytes]]:
+def split(data: bytes) -> tuple[Tree, dict[bytes, bytes]]:
     """Cut `data`, of more than `HEAD_SIZE` bytes, into chunks.
 
     Returns:
-        The tree that names the chunks, and the chunks by digest, nodes included. The chunks of the
-        data itself are views into `data`.
+        The tree that names the chunks, and the chunks by digest, nodes included.
     """
+    whole, chunks = cut(data)
+    return whole.tree, chunks
+
+
+def cut(data: bytes, before: Cut | None = None) -> tuple[Cut, dict[bytes, bytes]]:
+    """Cut `data`, of more than `HEAD_SIZE` bytes, as `split` does.
+
+    Args:
+        data: The bytes.
+        before: Other bytes that `split` or this function has cut. As far as `data` begins as these
+            do, it is compared with them instead of being cut and hashed again.
+
+    Returns:
+        The bytes with all their chunks' digests, and the chunks by digest, nodes included, without
+        those taken over from `before`. Where they are cut does not depend on `before`.
+    """
+    kept = _kept(data, before) if before else 0
+    level = before.levels[0].first(kept) if before else Level([], [])
+    levels = [level]
+    chunks: dict[bytes, bytes] = {}
+    start = level.ends[-1] if kept else HEAD_SIZE
     # A chunker is cheap to make and not safe to share between threads.
     chunker = FastCDC(AVERAGE_CHUNK, min_size=MIN_CHUNK, max_size=MAX_CHUNK)
-    chunks: dict[bytes, memoryview | bytes] = {}
-    digests: list[bytes] = []
-    for piece in chunker.cut_buf(memoryview(data)[HEAD_SIZE:]):
-        digest = digest_of(piece.data)
-        chunks[digest] = piece.data
-        digests.append(digest)
-    depth = 0
-    while len(digests) > MAX_ROOT:
-        nodes = [b"".join(group) for group in _group(digests)]
-        digests = [digest_of(node) for node in nodes]
-        chunks.update(zip(digests, nodes, strict=True))
-        depth += 1
-    return Tree(data[:HEAD_SIZE], len(data), depth, b"".join(digests)), chunks
+    for piece in chunker.cut_buf(memoryview(data)[start:]):
+        end = start + piece.length
+        _add(level, data[start:end], end, chunks)
+        start = end
+    while len(level.digests) > MAX_ROOT:
+        below, level = level, Level([], [])
+        if before and len(levels) < len(before.levels):
+            # Those whose digests are all kept: where a node ends, no later digest has a say.
+            above = before.levels[len(levels)]
+            kept = bisect_right(above.ends, kept)
+            level = above.first(kept)
+        end = level.ends[-1] if level.ends else 0
+        for group in _group(below.digests[end:]):
+            end += len(group)
+            _add(level, b"".join(group), end, chunks)
+        levels.append(level)
+    tree = Tree(data[:HEAD_SIZE], len(data), len(levels) - 1, b"".join(level.digests))
+    return Cut(data, tree, levels, _all_digests(levels)), chunks
+
+
+def _kept(data: bytes, before: Cut) -> int:
+    """How many of the first chunks of `before` are chunks of `data` too.
+
+    A chunk ends where its own bytes and the next one say so, or where the data end. So it is one if
+    it and the chunk after it stand in `data` at the same place.
+    """
+    ends = before.levels[0].ends
+    low, high, start = 0, len(ends), HEAD_SIZE
+    while low < high:
+        middle = (low + high + 1) // 2
+        end = ends[middle - 1]
+        if data.startswith(before.data[start:end], start):
+            low, start = middle, end
+        else:
+            high = middle - 1
+    return max(low - 1, 0)
+
+
+def _add(level: Level, chunk: bytes, end: int, chunks: dict[bytes, bytes]) -> None:
+    digest = digest_of(chunk)
+    chunks[digest] = chunk
+    level.digests.append(digest)
+    level.ends.append(end)
+
+
+def _all_digests(levels: Iterable[Level]) -> frozenset[bytes]:
+    return frozenset(chain.from_iterable(level.digests for level in levels))
+
+
+def assemble(tree: Tree, chunks: Mapping[bytes, bytes]) -> Cut:
+    """Put the bytes of `tree` together again, and tell where they are cut.
+
+    Raises:
+        ChunkError: A chunk is missing, or the chunks do not add up to the tree's size.
+    """
+    digests = split_digests(tree.digests)
+    levels = []
+    for _ in range(tree.depth):
+        nodes = _get_all(chunks, digests)
+        levels.append(Level(digests, [*accumulate(len(node) // DIGEST_SIZE for node in nodes)]))
+        digests = split_digests(b"".join(nodes))
+    pieces = _get_all(chunks, digests)
+    ends = [*accumulate(map(len, pieces), initial=len(tree.head))]
+    if ends[-1] != tree.size:
+        raise ChunkError(b"", f"the chunks hold {ends[-1]} bytes, expected {tree.size}")
+    levels.append(Level(digests, ends[1:]))
+    levels.reverse()
+    return Cut(b"".join([tree.head, *pieces]), tree, levels, _all_digests(levels))
 
 
 def join(tree: Tree, chunks: Mapping[bytes, bytes]) -> bytes:
@@ -108,13 +220,7 @@ def join(tree: Tree, chunks: Mapping[bytes, bytes]) -> bytes:
     Raises:
         ChunkError: A chunk is missing, or the chunks do not add up to the tree's size.
     """
-    digests = split_digests(tree.digests)
-    for _ in range(tree.depth):
-        digests = [d for node in digests for d in split_digests(_get(chunks, node))]
-    data = b"".join([tree.head, *(_get(chunks, digest) for digest in digests)])
-    if len(data) != tree.size:
-        raise ChunkError(b"", f"the chunks hold {len(data)} bytes, expected {tree.size}")
-    return data
+    return assemble(tree, chunks).data
 
 
 def digests_of(tree: Tree | None, chunks: Mapping[bytes, bytes]) -> frozenset[bytes]:
@@ -128,9 +234,15 @@ def digests_of(tree: Tree | None, chunks: Mapping[bytes, bytes]) -> frozenset[by
     level = split_digests(tree.digests)
     found = set(level)
     for _ in range(tree.depth):
-        level = [d for node in level for d in split_digests(_get(chunks, node))]
+        level = split_digests(b"".join(_get_all(chunks, level)))
         found.update(level)
     return frozenset(found)
+
+
+def union(sets: Iterable[frozenset[bytes]]) -> frozenset[bytes]:
+    """The union of sets of digests, which is one of them if the others are empty."""
+    filled = [digests for digests in sets if digests]
+    return filled[0] if len(filled) == 1 else frozenset[bytes]().union(*filled)
 
 
 def split_digests(digests: bytes) -> list[bytes]:
@@ -144,11 +256,11 @@ def split_digests(digests: bytes) -> list[bytes]:
     return [digests[i : i + DIGEST_SIZE] for i in range(0, len(digests), DIGEST_SIZE)]
 
 
-def _get(chunks: Mapping[bytes, bytes], digest: bytes) -> bytes:
+def _get_all(chunks: Mapping[bytes, bytes], digests: Iterable[bytes]) -> list[bytes]:
     try:
-        return chunks[digest]
-    except KeyError:
-        raise ChunkError(digest, "is missing or altered") from None
+        return [chunks[digest] for digest in digests]
+    except KeyError as exc:
+        raise ChunkError(exc.args[0], "is missing or altered") from None
 
 
 def _group(digests: Iterable[bytes]) -> Iterator[list[bytes]]:

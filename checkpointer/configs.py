@@ -84,6 +84,8 @@ def identifier(kind: str, value: object, dialect: Dialect) -> str:
     Raises:
         InvalidInputError: The database cannot hold it.
     """
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value  # as nearly all are, and any database can hold
     # The text of a str enum, not its name.
     text = str.__str__(value) if isinstance(value, str) else str(value)
     dialect.check_identifier(kind, text)

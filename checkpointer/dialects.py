@@ -1,9 +1,11 @@
 """All that differs between databases; no other module asks for a dialect's name.
 
-A unit of work is a plain function of a SQLAlchemy `Connection`. PostgreSQL runs it over the
-engine's own async connection; SQLite runs all of it inside aiosqlite's worker thread, in one hop.
+A unit of work is a plain function of a `Connection`. On PostgreSQL it runs over asyncpg's own
+connection, or over SQLAlchemy's for other drivers; on SQLite, all of it runs inside aiosqlite's
+worker thread, in one hop.
 """
 
+import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,10 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from checkpointer.errors import ConfigurationError, InvalidInputError
-from checkpointer.worker import run_in_worker
+from checkpointer.execution import Connection, CoreConnection
+from checkpointer.readers import Readers
+from checkpointer.wire import DRIVER, is_watched, run_on_wire
+from checkpointer.worker import run_core_in_worker, run_in_worker
 
 T = TypeVar("T")
-Work = Callable[[sa.Connection], T]
+Work = Callable[[Connection], T]
+CoreWork = Callable[[sa.Connection], T]
 Insert = postgresql.Insert | sqlite.Insert
 
 MIGRATION_LOCK: Final = 0x636865636B707472
@@ -62,6 +68,18 @@ class Dialect(ABC):
     @abstractmethod
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that puts a batch, so that all of a thread's puts are stored or none."""
+
+    @abstractmethod
+    async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work that only looks, on SQLAlchemy's own connection."""
+
+    @abstractmethod
+    async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work in one transaction on SQLAlchemy's own connection, and commit it."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Wait for what still runs for callers that were cancelled."""
 
     @abstractmethod
     def insert(self, table: sa.Table) -> Insert:
@@ -110,26 +128,45 @@ class PostgreSQL(Dialect):
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in autocommit: no BEGIN and no ROLLBACK travel."""
-        async with engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await connection.run_sync(work)
+        return await self._run(engine, work, None)
 
     async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in one REPEATABLE READ transaction."""
-        return await self._transact(engine, work, "REPEATABLE READ")
+        return await self._run(engine, work, "REPEATABLE READ")
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, of a level at which waiting for a lock shows what it hid.
 
         An engine that was passed in may have another level, or autocommit.
         """
-        return await self._transact(engine, work, "READ COMMITTED")
+        return await self._run(engine, work, "READ COMMITTED")
 
-    async def _transact(self, engine: AsyncEngine, work: Work[T], level: IsolationLevel) -> T:
+    async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work that only looks, in autocommit."""
+        return await self._run_core(engine, work, None)
+
+    async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work in one transaction."""
+        return await self._run_core(engine, work, "READ COMMITTED")
+
+    async def _run(self, engine: AsyncEngine, work: Work[T], level: IsolationLevel | None) -> T:
+        """Run work in a transaction of that level, or without one each statement in its own."""
+        if engine.driver == DRIVER and not is_watched(engine.sync_engine):
+            return await run_on_wire(engine.sync_engine, work, level)
+        return await self._run_core(engine, lambda core: work(CoreConnection(core)), level)
+
+    async def _run_core(
+        self, engine: AsyncEngine, work: CoreWork[T], level: IsolationLevel | None
+    ) -> T:
         async with engine.connect() as connection:
-            await connection.execution_options(isolation_level=level)
+            await connection.execution_options(isolation_level=level or "AUTOCOMMIT")
+            if level is None:
+                return await connection.run_sync(work)
             async with connection.begin():
                 return await connection.run_sync(work)
+
+    async def drain(self) -> None:
+        """Nothing to wait for: what is cancelled is cut off."""
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run single statements, each a transaction of its own: one round trip a batch."""
@@ -177,27 +214,48 @@ class SQLite(Dialect):
     name = "sqlite"
     async_driver = "aiosqlite"
     upgrades_on_first_use = True
-    # Variables of a statement: SQLite takes 32,766 of them since 3.32, of the year 2020.
-    max_list = 10_000
+    # Three lists are a statement's most, and SQLite takes 32,766 variables in it since 3.32, of the
+    # year 2020; lists are filled up to a power of two.
+    max_list = 8192
     # Our transactions end before a connection is given back; a reset would be one more hop.
     pool_options: ClassVar = {"pool_reset_on_return": None}
     has_arrays = False
 
+    def __init__(self) -> None:
+        # Only one transaction may write to a file. Those of this process wait for each other here
+        # and not in SQLite, which sleeps between two looks, up to 0.1 s, with a thread each.
+        self._writing = asyncio.Lock()
+        self._readers = Readers()
+
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in one deferred transaction: one snapshot."""
-        return await run_in_worker(engine, work, "BEGIN")
+        return await self._readers.read(engine.sync_engine, work)
 
     async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
-        """The same as `read`."""
-        return await self.read(engine, work)
+        """The same, in a transaction of its own."""
+        return await run_in_worker(engine.sync_engine, work, "BEGIN")
+
+    async def drain(self) -> None:
+        """Wait for the reads that share a hop."""
+        await self._readers.drain()
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
-        return await run_in_worker(engine, work, "BEGIN IMMEDIATE")
+        async with self._writing:
+            return await run_in_worker(engine.sync_engine, work, "BEGIN IMMEDIATE")
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction."""
         return await self.write(engine, work)
+
+    async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work that only looks, in one deferred transaction."""
+        return await run_core_in_worker(engine.sync_engine, work, "BEGIN")
+
+    async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work in one transaction, a writer from its start."""
+        async with self._writing:
+            return await run_core_in_worker(engine.sync_engine, work, "BEGIN IMMEDIATE")
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """SQLite's INSERT."""
@@ -219,6 +277,15 @@ class SQLite(Dialect):
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
+
+
+def replacing(insert: Any) -> Any:
+    """An INSERT that takes the place of the row with its key."""
+    table: sa.Table = insert.table
+    return insert.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={c.name: insert.excluded[c.name] for c in table.c if not c.primary_key},
+    )
 
 
 def dialect_of(engine: AsyncEngine) -> Dialect:

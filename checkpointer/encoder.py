@@ -1,13 +1,13 @@
 """LangGraph's checkpoints and writes, to what is stored."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from checkpointer.cache import LastCheckpoint
-from checkpointer.chunking import split
+from checkpointer.cache import ChunkCache, LastCheckpoint
+from checkpointer.chunking import Cut, cut, union
 from checkpointer.configs import Key, identifier
 from checkpointer.dialects import Dialect
 from checkpointer.errors import SerializationError
@@ -25,25 +25,43 @@ checkpoint without its values, metadata, pending writes."""
 
 MAX_VERSION: Final = 1 << 31
 
+Dumped: TypeAlias = tuple[str, bytes]
+"""What the serde made of a value: its type tag, and its bytes."""
+
+Known: TypeAlias = tuple[Value, frozenset[bytes]]
+"""A value as it is stored, and the digests of its chunks if it is long."""
+
+_NOTHING: Final = LastCheckpoint("", {}, {}, frozenset())
+
 
 class Encoder:
-    """Turns the values of one put into stored bytes, and gathers the chunks that they name."""
+    """Turns the values of one put into stored bytes, and gathers the chunks that they name.
 
-    def __init__(self, serde: SerializerProtocol, dialect: Dialect, key: Key) -> None:
+    Args:
+        serde: Dumps the values.
+        dialect: Says which identifiers the database can hold.
+        key: What the put's config names.
+        cache: Holds the whole of what long values were before.
+
+    Attributes:
+        size: How many bytes were dumped.
+    """
+
+    def __init__(
+        self, serde: SerializerProtocol, dialect: Dialect, key: Key, cache: ChunkCache
+    ) -> None:
         self._serde = serde
         self._dialect = dialect
         self._key = key
-        self.chunks: dict[bytes, bytes | memoryview] = {}
+        self._cache = cache
+        self._chunks: dict[bytes, bytes] = {}
+        self._cuts: list[Cut] = []
+        self.size = 0
 
-    def value(self, value: Any, what: str, inline: int) -> tuple[Value, frozenset[bytes]]:
-        """A value dumped, cut into chunks if it is longer than `inline` bytes, with their digests.
-
-        Raises:
-            SerializationError: The serde refused it.
-        """
+    def _dump(self, value: Any, what: str) -> Dumped:
         try:
             type_, data = self._serde.dumps_typed(value)
-            if not isinstance(type_, str) or not isinstance(data, bytes | bytearray | memoryview):
+            if not isinstance(type_, str) or not isinstance(data, (bytes, bytearray, memoryview)):
                 raise TypeError(  # noqa: TRY301 - told as every fault of a serde is
                     f"found ({type(type_).__name__}, {type(data).__name__}), expected (str, bytes)"
                 )
@@ -53,74 +71,101 @@ class Encoder:
                 f"expected a value that the serde can dump: {exc}; nothing was stored. Use another "
                 f"value, or pass create_saver(serde=...) a serde that can dump it"
             ) from exc
-        tag = self._identifier("type tag", type_)
-        data = bytes(data)
-        if len(data) <= inline:
+        self.size += len(data)
+        return self._identifier("type tag", type_), bytes(data)
+
+    def _dump_channel(self, name: str, value: Any) -> Dumped:
+        return self._dump(value, f"channel {self._identifier('channel name', name)!r}")
+
+    def _body(self, dumped: Dumped) -> Known:
+        """A part that hardly ever repeats."""
+        tag, data = dumped
+        if len(data) <= BODY_INLINE:
             return Value(tag, data), frozenset()
-        tree, chunks = split(data)
-        self.chunks.update(chunks)
-        return Value(tag, tree), frozenset(chunks)
+        whole = self._cut(data, None)
+        return Value(tag, whole.tree), whole.digests
+
+    def _channel(self, dumped: Dumped, before: Known | None) -> Known:
+        """A channel's value, of which `before` is the last one."""
+        tag, data = dumped
+        if len(data) <= CHANNEL_INLINE:
+            return Value(tag, data), frozenset()
+        tree = before[0].tree() if before else None
+        whole = self._cut(data, self._cache.get_cut(tree) if tree else None)
+        self._cuts.append(whole)
+        return Value(tag, whole.tree), whole.digests
+
+    def _cut(self, data: bytes, before: Cut | None) -> Cut:
+        whole, chunks = cut(data, before)
+        self._chunks |= chunks
+        return whole
 
     def checkpoint(
         self,
         checkpoint: Checkpoint,
         metadata: Mapping[str, Any],
         new_versions: Collection[str],
-        known: tuple[int, LastCheckpoint] | None,
-    ) -> PutCheckpoint:
-        """A checkpoint to store; the encoder's key names its parent.
+        last: tuple[int, LastCheckpoint] | None,
+    ) -> Callable[[], PutCheckpoint]:
+        """Dump a checkpoint; the encoder's key names its parent.
 
         Args:
             checkpoint: The checkpoint.
             metadata: Its whole metadata.
             new_versions: The channels that are new for certain.
-            known: The namespace's last checkpoint, as `LastCheckpoints.get` gives it. Where that is
+            last: The namespace's last checkpoint, as `LastCheckpoints.get` gives it. Where that is
                 the parent, channels whose version has not changed keep the parent's values: with
-                `durability="async"`, a run may have changed the live objects in place by now.
+                `durability="async"`, a run may have changed the live objects in place by now. A
+                long value is cut only where it differs from the last checkpoint's.
+
+        Returns:
+            What makes of it a checkpoint to store. It needs no object of the caller's any more, and
+            may be called in another thread.
+
+        Raises:
+            SerializationError: The serde refused a value.
         """
-        checkpoint_id = self._identifier("checkpoint_id", checkpoint["id"])
-        body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         versions = dict(checkpoint.get("channel_versions", {}))
-        epoch, parent = known or (None, None)
-        reused: dict[str, tuple[Value, frozenset[bytes]]] = {}
-        if parent is not None and parent.checkpoint_id == self._key.checkpoint_id:
-            reused = parent.unchanged(versions, new_versions)
-        channels = {
-            name: reused.get(name) or self._channel(name, value)
-            for name, value in checkpoint.get("channel_values", {}).items()
-        }
-        manifest = Manifest(
-            _version(checkpoint),
-            self.value(body, "the checkpoint", BODY_INLINE)[0],
-            self.value(metadata, "the metadata", BODY_INLINE)[0],
-            {name: value for name, (value, _) in channels.items()},
-        )
-        kept = reused.keys() & channels.keys()
-        digests = frozenset(self.chunks).union(*(digests for _, digests in channels.values()))
-        return PutCheckpoint(
-            self._key.namespace,
-            self._row(checkpoint_id, metadata, manifest),
-            self.chunks,
-            frozenset[bytes]().union(*(reused[name][1] for name in kept)),
-            epoch if kept else None,
-            LastCheckpoint(checkpoint_id, versions, channels, digests),
-        )
+        epoch, known = last or (None, _NOTHING)
+        is_parent = last is not None and known.checkpoint_id == self._key.checkpoint_id
+        kept = known.unchanged(versions, new_versions) if is_parent else {}
+        values = checkpoint.get("channel_values", {})
+        names = list(values)
+        new = {name: self._dump_channel(name, values[name]) for name in names if name not in kept}
+        body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        parts = [self._dump(body, "the checkpoint"), self._dump(metadata, "the metadata")]
+        row = self._row(checkpoint, metadata)
+        version = _version(checkpoint)
 
-    def _channel(self, name: str, value: Any) -> tuple[Value, frozenset[bytes]]:
-        self._identifier("channel name", name)
-        return self.value(value, f"channel {name!r}", CHANNEL_INLINE)
+        def put() -> PutCheckpoint:
+            fresh = {name: self._channel(new[name], known.channels.get(name)) for name in new}
+            channels = {name: fresh.get(name) or kept[name] for name in names}
+            (about, _), (described, _) = bodies = [self._body(part) for part in parts]
+            stored = {name: value for name, (value, _) in channels.items()}
+            row["manifest"] = encode_manifest(Manifest(version, about, described, stored))
+            digests = union(digests for _, digests in (*bodies, *channels.values()))
+            reused = digests.difference(self._chunks)
+            return PutCheckpoint(
+                self._key.namespace,
+                row,
+                self._chunks,
+                reused,
+                epoch if reused or len(new) < len(names) else None,
+                LastCheckpoint(row["checkpoint_id"], versions, channels, digests),
+                self._cuts,
+            )
 
-    def _row(
-        self, checkpoint_id: str, metadata: Mapping[str, Any], manifest: Manifest
-    ) -> dict[str, Any]:
+        return put
+
+    def _row(self, checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The checkpoint's row but for its manifest."""
         run_id = metadata.get("run_id")
         return {
             **self._key.namespace.parameters(),
-            "checkpoint_id": checkpoint_id,
+            "checkpoint_id": self._identifier("checkpoint_id", checkpoint["id"]),
             "parent_checkpoint_id": self._key.checkpoint_id,
             "run_id": None if run_id is None else self._identifier("run_id", run_id),
             "metadata": project(metadata),
-            "manifest": encode_manifest(manifest),
         }
 
     def writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> PutWrites:
@@ -137,7 +182,7 @@ class Encoder:
             "task_path": self._identifier("task_path", task_path),
         }
         for position, (channel, value) in enumerate(writes):
-            dumped, _ = self.value(value, f"the write to {channel!r}", BODY_INLINE)
+            dumped, _ = self._body(self._dump(value, f"the write to {channel!r}"))
             idx = WRITES_IDX_MAP.get(channel, position)
             row = {
                 **key,
@@ -147,7 +192,7 @@ class Encoder:
                 "chunked": dumped.tree() is not None,
             }
             (special if idx < 0 else rows).append(row)
-        return PutWrites(self._key.namespace, rows, special, self.chunks)
+        return PutWrites(self._key.namespace, rows, special, self._chunks)
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpointer.dialects import Work, dialect_named, dialect_of, prepare_engine
+from checkpointer.dialects import CoreWork, Work, dialect_named, dialect_of, prepare_engine
 from checkpointer.errors import (
     ConfigurationError,
     DatabaseError,
@@ -161,6 +161,22 @@ class Database:
         """
         return await self._translating(self.dialect.put(self.engine, work))
 
+    async def inspect(self, work: CoreWork[T]) -> T:
+        """Run work that only looks, on SQLAlchemy's own connection.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._translating(self.dialect.inspect(self.engine, work))
+
+    async def migrate(self, work: CoreWork[T]) -> T:
+        """Run work in one transaction on SQLAlchemy's own connection, and commit it.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._translating(self.dialect.migrate(self.engine, work))
+
     async def _translating(self, running: Awaitable[T]) -> T:
         try:
             return await running
@@ -169,6 +185,7 @@ class Database:
 
     async def dispose(self) -> None:
         """Close the engine's connections, if the engine is ours."""
+        await self.dialect.drain()
         if self.owned:
             await self.engine.dispose()
 

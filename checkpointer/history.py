@@ -4,8 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-import sqlalchemy as sa
-
+from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
 from checkpointer.queries import keys
 from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
@@ -30,7 +29,7 @@ class History:
 
 
 def walk(
-    connection: sa.Connection,
+    connection: Connection,
     store: Store,
     namespace: Namespace,
     checkpoint_id: str | None,
@@ -57,17 +56,17 @@ def walk(
 
 
 def _ancestors(
-    connection: sa.Connection, store: Store, namespace: Namespace, checkpoint_id: str | None
+    connection: Connection, store: Store, namespace: Namespace, checkpoint_id: str | None
 ) -> Iterator[StoredCheckpoint]:
     key = namespace.parameters()
     if checkpoint_id is None:
-        latest = connection.execute(store.queries.latest_checkpoint, key).first()
-        checkpoint_id = None if latest is None else latest.checkpoint_id
+        latest = connection.fetch(store.queries.latest_checkpoint, key)
+        checkpoint_id = latest[0].checkpoint_id if latest else None
     seen: set[str] = set()
     target = checkpoint_id
     while checkpoint_id is not None and checkpoint_id not in seen:
         parameters = {**key, "checkpoint_id": checkpoint_id, "limit": PAGE}
-        rows = connection.execute(store.queries.ancestors, parameters).all()
+        rows = connection.fetch(store.queries.ancestors, parameters)
         checkpoint_id = None
         for row in rows:
             if row.checkpoint_id in seen:  # a checkpoint that is its own ancestor
@@ -79,7 +78,7 @@ def _ancestors(
 
 
 def _add_writes(
-    connection: sa.Connection, store: Store, history: History, channels: Collection[str]
+    connection: Connection, store: Store, history: History, channels: Collection[str]
 ) -> None:
     index = {
         (one.thread_id, one.checkpoint_ns, one.checkpoint_id): i
@@ -87,13 +86,13 @@ def _add_writes(
     }
     for some in batched(index, store.queries.dialect.max_list):
         parameters = {**keys(some), "channels": list(channels)}
-        for row in connection.execute(store.queries.channel_writes_of_many, parameters):
+        for row in connection.fetch(store.queries.channel_writes_of_many, parameters):
             i = index[row.thread_id, row.checkpoint_ns, row.checkpoint_id]
             if i <= history.seeds.get(row.channel, i):
                 history.ancestors[i].writes.append(StoredWrite.from_row(row))
 
 
-def _add_chunks(connection: sa.Connection, store: Store, history: History) -> None:
+def _add_chunks(connection: Connection, store: Store, history: History) -> None:
     trees = []
     for channel, i in history.seeds.items():
         manifest = history.ancestors[i].manifest

@@ -59,11 +59,9 @@ class Manifest:
         yield self.metadata
         yield from self.channels.values()
 
-    def trees(self) -> Iterator[Tree]:
+    def trees(self) -> list[Tree]:
         """The trees of all values that are not inline."""
-        for value in self.values():
-            if (tree := value.tree()) is not None:
-                yield tree
+        return [value.content for value in self.values() if isinstance(value.content, Tree)]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

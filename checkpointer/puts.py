@@ -7,17 +7,20 @@ thread's row, chunks are skipped only if they were learned under the row's epoch
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-import sqlalchemy as sa
-
-from checkpointer.queries import arrays
+from checkpointer.arrays import PUTS, arrays, put_at_once
+from checkpointer.execution import Connection
 from checkpointer.records import Put, PutCheckpoint, ReuseError
 from checkpointer.store import Store, batched, new_epoch, same_life
-from checkpointer.tables import checkpoints, chunks, threads, writes
+from checkpointer.tables import writes
 
 Epochs = Mapping[str, int]
+
+TOUCH_INTERVAL: Final = timedelta(seconds=1)
+"""How exact `updated_at` is on SQLite, where it costs a page of the log that a commit waits for."""
+
 Row = dict[str, Any]
 
 
@@ -28,10 +31,10 @@ class Rows:
     chunks: dict[Any, Row] = field(default_factory=dict)
     checkpoints: dict[Any, Row] = field(default_factory=dict)
     writes: dict[Any, Row] = field(default_factory=dict)
-    special_writes: dict[Any, Row] = field(default_factory=dict)
+    special: dict[Any, Row] = field(default_factory=dict)
 
 
-def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs:
+def put(connection: Connection, store: Store, batch: Sequence[Put]) -> Epochs:
     """Store a batch, with `Database.put`.
 
     Returns:
@@ -42,42 +45,30 @@ def put(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs
     """
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
-    touched = _touch(batch)
-    if len(touched) == 1:
-        epoch = connection.scalars(store.queries.touch_one_thread, touched[0]).one()
-        epochs = {touched[0]["thread_id"]: epoch}
-    else:
-        connection.execute(store.queries.touch_thread, touched)
-        epochs = _epochs(connection, store, [row["thread_id"] for row in touched])
+    epochs = _touched(connection, store, batch)
     rows = _rows(store, batch, epochs)
     for statement, parameters in (
         (store.queries.put_chunk, rows.chunks),
         (store.queries.put_checkpoint, rows.checkpoints),
         (store.queries.put_write, rows.writes),
-        (store.queries.put_special_write, rows.special_writes),
+        (store.queries.put_special_write, rows.special),
     ):
         if parameters:
-            connection.execute(statement, list(parameters.values()))
+            connection.execute(statement, *parameters.values())
     return epochs
 
 
-def _put_at_once(connection: sa.Connection, store: Store, batch: Sequence[Put]) -> Epochs:
+def _put_at_once(connection: Connection, store: Store, batch: Sequence[Put]) -> Epochs:
     """Store a batch in one statement, on the chance that no epoch was raised meanwhile.
 
-    Threads whose epoch was raised store nothing, and are put once more under the epoch found.
+    If one was, nothing was stored, and the batch is put once more under the epochs found.
     """
-    epochs: dict[str, int] = {}
-    expected = _expected_epochs(store, batch)
-    while batch:
+    expected: Mapping[str, int | None] = _expected_epochs(store, batch)
+    while True:
         found = _execute_at_once(connection, store, batch, expected)
-        epochs |= found
-        expected = {
-            thread_id: epoch
-            for thread_id, epoch in found.items()
-            if expected[thread_id] not in {None, epoch}
-        }
-        batch = [one for one in batch if one.namespace.thread_id in expected]
-    return epochs
+        if all(expected[thread_id] in {None, epoch} for thread_id, epoch in found.items()):
+            return found
+        expected = found
 
 
 def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None]:
@@ -96,41 +87,49 @@ def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None
 
 
 def _execute_at_once(
-    connection: sa.Connection,
+    connection: Connection,
     store: Store,
     batch: Sequence[Put],
     expected: Mapping[str, int | None],
 ) -> dict[str, int]:
-    touched = [{**row, "expected": expected[row["thread_id"]]} for row in _touch(batch)]
     rows = _rows(store, batch, expected)
-    stored = [{**r, "metadata": json.dumps(r["metadata"])} for r in rows.checkpoints.values()]
-    result = connection.execute(
-        store.queries.put_at_once,
-        {
-            **arrays("threads", [*threads.c.keys(), "expected"], touched),
-            **arrays("chunks", chunks.c.keys(), rows.chunks.values()),
-            **arrays("checkpoints", checkpoints.c.keys(), stored),
-            **arrays("writes", writes.c.keys(), rows.writes.values()),
-            **arrays("special", writes.c.keys(), rows.special_writes.values()),
-        },
-    )
+    sets = {name: list(getattr(rows, name).values()) for name in PUTS}
+    sets["checkpoints"] = [
+        {**row, "metadata": json.dumps(row["metadata"])} for row in sets["checkpoints"]
+    ]
+    names = sorted(expected)
+    given: dict[str, Any] = {
+        "now": datetime.now(UTC),
+        "expected": [expected[name] for name in names],
+        "threads_thread_id": names,
+        "threads_epoch": [new_epoch() for _ in names],
+    }
+    for name, some in sets.items():
+        if some:
+            given |= arrays(name, PUTS[name].c.keys(), some)
+    filled = frozenset(name for name, some in sets.items() if some)
+    result = connection.fetch(put_at_once(store.queries.dialect, filled), given)
     return {row.thread_id: row.epoch for row in result}
 
 
-def _touch(batch: Iterable[Put]) -> list[Row]:
-    """The rows of the batch's threads, in the order of their ids."""
+def _touched(connection: Connection, store: Store, batch: Iterable[Put]) -> Epochs:
+    """The threads' epochs; rows that are missing are made, and others touched now and then.
+
+    The transaction is the database's only writer from its start, so that no row has to be held.
+    """
+    names = {one.namespace.thread_id for one in batch}
     now = datetime.now(UTC)
-    return [
-        {"thread_id": thread_id, "epoch": new_epoch(), "created_at": now, "updated_at": now}
-        for thread_id in sorted({one.namespace.thread_id for one in batch})
-    ]
-
-
-def _epochs(connection: sa.Connection, store: Store, thread_ids: Sequence[str]) -> dict[str, int]:
-    epochs: dict[str, int] = {}
-    for some in batched(thread_ids, store.queries.dialect.max_list):
-        result = connection.execute(store.queries.epochs, {"thread_ids": some})
-        epochs.update((thread_id, epoch) for thread_id, epoch in result)
+    found: dict[str, Any] = {}
+    for some in batched(names, store.queries.dialect.max_list):
+        given = {"thread_ids": some, "touched_after": now - TOUCH_INTERVAL}
+        rows = connection.fetch(store.queries.epochs_and_touch, given)
+        found |= {row.thread_id: row for row in rows}
+    stale = [name for name in names if name not in found or not found[name].touched]
+    epochs = {name: found[name].epoch if name in found else new_epoch() for name in names}
+    if stale:
+        times = {"created_at": now, "updated_at": now}
+        touched = ({"thread_id": name, "epoch": epochs[name], **times} for name in stale)
+        connection.execute(store.queries.touch_thread, *touched)
     return epochs
 
 
@@ -147,7 +146,7 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
         else:
             for row in one.rows:
                 rows.writes.setdefault(_write_key(row), row)
-            rows.special_writes |= {_write_key(row): row for row in one.special_rows}
+            rows.special |= {_write_key(row): row for row in one.special_rows}
         for digest, data in new.items():
             key = {"thread_id": thread_id, "digest": digest, "data": data}
             rows.chunks[thread_id, digest] = key
@@ -157,16 +156,16 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
 def _reused(
     store: Store, one: PutCheckpoint, epoch: int | None, known: frozenset[bytes]
 ) -> dict[bytes, bytes]:
-    """The chunks of the parent's values that may have been deleted since they were learned.
+    """The chunks that were left out and are not known to be stored, or no longer.
 
     Raises:
         ReuseError: The process has not kept them; or the thread was deleted, or copied over.
     """
-    if one.epoch is None or epoch is None or one.epoch == epoch:
+    if one.epoch is None:
         return {}
     again = one.reused - known
     cached = store.cache.get_many(again)
-    if not same_life(one.epoch, epoch) or len(cached) < len(again):
+    if epoch is None or not same_life(one.epoch, epoch) or len(cached) < len(again):
         raise ReuseError
     return cached
 

@@ -4,18 +4,16 @@ Every statement names `thread_id`, but for the two that search over all threads:
 the list without a thread.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache, cached_property, lru_cache
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
-from sqlalchemy.dialects import postgresql
 
-from checkpointer.dialects import Dialect, dialect_named
+from checkpointer.arrays import AnySelect
+from checkpointer.dialects import Dialect, dialect_named, replacing
 from checkpointer.tables import checkpoints, chunks, threads, writes
-
-AnySelect: TypeAlias = sa.Select[*tuple[Any, ...]]
 
 CHECKPOINT_KEY = (
     checkpoints.c.checkpoint_id,
@@ -42,57 +40,16 @@ class Queries:
         self.touch_thread = touch.on_conflict_do_update(
             index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
         )
-        self.touch_one_thread = self.touch_thread.returning(threads.c.epoch)
-        self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(
-            self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
+        named = self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
+        self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(named)
+        touched_after = bindparam("touched_after", type_=threads.c.updated_at.type)
+        self.epochs_and_touch = self.epochs.add_columns(
+            (threads.c.updated_at >= touched_after).label("touched")
         )
         self.put_chunk = insert(chunks).on_conflict_do_nothing()
-        self.put_checkpoint = _replacing(insert(checkpoints))
+        self.put_checkpoint = replacing(insert(checkpoints))
         self.put_write = insert(writes).on_conflict_do_nothing()
-        self.put_special_write = _replacing(insert(writes))
-
-    @cached_property
-    def put_at_once(self) -> AnySelect:
-        """A whole batch in one statement: rows come as one array a column (see `arrays`).
-
-        The thread's rows are touched first, because all other inserts join what that returns. A
-        thread whose epoch is not the expected one stores nothing; `epoch` tells.
-        """
-        insert = self.dialect.insert
-        given = _unnested("threads", *threads.c, sa.column("expected", sa.BigInteger))
-        touch = insert(threads).from_select(
-            threads.c.keys(), sa.select(*(given.c[column.name] for column in threads.c))
-        )
-        touched = (
-            touch.on_conflict_do_update(
-                index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
-            )
-            .returning(threads.c.thread_id, threads.c.epoch)
-            .cte("touched")
-        )
-        held = (
-            sa.select(touched.c.thread_id)
-            .join(given, given.c.thread_id == touched.c.thread_id)
-            .where(sa.func.coalesce(given.c.expected, touched.c.epoch) == touched.c.epoch)
-            .cte("held")
-        )
-
-        def put(name: str, table: sa.Table) -> Any:
-            rows = _unnested(name, *table.c)
-            columns = table.c.keys()
-            return insert(table).from_select(
-                columns,
-                sa.select(*(_as_stored(rows.c[c], table.c[c].type) for c in columns)).join(
-                    held, held.c.thread_id == rows.c.thread_id
-                ),
-            )
-
-        return sa.select(touched.c.thread_id, touched.c.epoch).add_cte(
-            put("chunks", chunks).on_conflict_do_nothing().cte("put_chunks"),
-            _replacing(put("checkpoints", checkpoints)).cte("put_checkpoints"),
-            put("writes", writes).on_conflict_do_nothing().cte("put_writes"),
-            _replacing(put("special", writes)).cte("put_special_writes"),
-        )
+        self.put_special_write = replacing(insert(writes))
 
     def _build_gets(self) -> None:
         c, w = checkpoints.c, writes.c
@@ -170,8 +127,10 @@ class Queries:
             checkpoints.c.checkpoint_ns, checkpoints.c.checkpoint_id
         ).where(in_thread, any_of(checkpoints.c.run_id, "run_ids"))
         self.any_rows = sa.select(
-            sa.exists(sa.select(sa.literal(1)).where(in_thread)),
-            sa.exists(sa.select(sa.literal(1)).where(_same(writes, "thread_id"))),
+            sa.exists(sa.select(sa.literal(1)).where(in_thread)).label("any_checkpoints"),
+            sa.exists(sa.select(sa.literal(1)).where(_same(writes, "thread_id"))).label(
+                "any_writes"
+            ),
         )
 
     def _build_deletes(self) -> None:
@@ -204,6 +163,9 @@ class Queries:
             sa.delete(table).where(_same(table, "thread_id"))
             for table in (writes, checkpoints, chunks, threads)
         ]
+        if self.dialect.has_arrays:  # all in one round trip
+            *others, last = self.delete_thread
+            self.delete_thread = [last.add_cte(*(one.cte() for one in others))]
         self.delete_namespace = [
             sa.delete(table).where(_same(table, "thread_id", "checkpoint_ns"))
             for table in (writes, checkpoints)
@@ -212,8 +174,8 @@ class Queries:
     def _build_copies(self) -> None:
         self.copy_thread = [
             self._copy(chunks).on_conflict_do_nothing(),
-            _replacing(self._copy(checkpoints)),
-            _replacing(self._copy(writes)),
+            replacing(self._copy(checkpoints)),
+            replacing(self._copy(writes)),
         ]
 
     @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
@@ -307,41 +269,6 @@ def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
         sorted(set(part)) for part in zip(*triples, strict=True)
     )
     return {"thread_ids": thread_ids, "namespaces": namespaces, "checkpoint_ids": checkpoint_ids}
-
-
-def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
-    """Rows that are passed as one array a column; the parameters are `name` and the column's."""
-    text = sa.Text()
-    types = [(c.name, text if isinstance(c.type, sa.Text | sa.JSON) else c.type) for c in columns]
-    arrays = [
-        bindparam(f"{name}_{column}", type_=postgresql.ARRAY(type_)) for column, type_ in types
-    ]
-    derived = sa.func.unnest(*arrays).table_valued(
-        *(sa.column(column, type_) for column, type_ in types), name=f"given_{name}"
-    )
-    return derived.render_derived()
-
-
-def _as_stored(
-    value: sa.ColumnElement[Any], type_: sa.types.TypeEngine[Any]
-) -> sa.ColumnElement[Any]:
-    return sa.cast(value, type_) if isinstance(type_, sa.JSON) else value
-
-
-def arrays(
-    name: str, columns: Iterable[str], rows: Collection[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The parameters of one set of rows for `Queries.put_at_once`."""
-    return {f"{name}_{column}": [row[column] for row in rows] for column in columns}
-
-
-def _replacing(insert: Any) -> Any:
-    """An INSERT that takes the place of the row with its key."""
-    table: sa.Table = insert.table
-    return insert.on_conflict_do_update(
-        index_elements=list(table.primary_key),
-        set_={c.name: insert.excluded[c.name] for c in table.c if not c.primary_key},
-    )
 
 
 @lru_cache

@@ -1,11 +1,12 @@
 """What is put and what is read, as values: checkpoints, pending writes and the chunks they name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from checkpointer.cache import LastCheckpoint
-from checkpointer.chunking import ChunkError, Tree, join
+from checkpointer.chunking import ChunkError, Cut, Tree, assemble, join
 from checkpointer.errors import DamagedDataError
 from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest, decode_value
 
@@ -30,10 +31,12 @@ class PutCheckpoint:
 
     Attributes:
         row: Its row.
-        chunks: The chunks that its manifest names, but for those of its parent's values.
-        reused: The digests of the chunks of its parent's values.
-        epoch: The epoch under which values of the parent were learned, if any are reused.
+        chunks: The chunks that its manifest names, but for those of the namespace's last
+            checkpoint's values, as far as these are reused.
+        reused: The digests of the chunks that are left out.
+        epoch: The epoch under which the last checkpoint was learned, if anything of it is reused.
         last: What the process remembers of it, once it has committed.
+        cuts: The whole of its long values that are new.
     """
 
     namespace: Namespace
@@ -42,6 +45,7 @@ class PutCheckpoint:
     reused: frozenset[bytes]
     epoch: int | None
     last: LastCheckpoint
+    cuts: Sequence[Cut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ class StoredCheckpoint:
         manifest: The manifest, or why it cannot be read.
         writes: Its pending writes, in no order.
         sends: Its parent's writes to the channel of pending sends, for old formats.
-        chunks: Those that were found whole.
+        chunks: Those that were found whole, but for those of `cuts`.
+        cuts: Values that are at hand as a whole.
     """
 
     thread_id: str
@@ -115,6 +120,7 @@ class StoredCheckpoint:
     writes: list[StoredWrite] = field(default_factory=list)
     sends: list[StoredWrite] = field(default_factory=list)
     chunks: Mapping[bytes, bytes] = field(default_factory=dict)
+    cuts: dict[Tree, Cut] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Any) -> Self:
@@ -146,6 +152,23 @@ class StoredCheckpoint:
             if (tree := write.tree()) is not None:
                 yield tree
 
+    @property
+    def size(self) -> int:
+        """The bytes of all its long values and writes."""
+        return sum(tree.size for tree in self.trees())
+
+    def assemble_channels(self) -> None:
+        """Put the channels' long values together, so that `load` and `Store.learn_read` have them.
+
+        What is missing or altered is left out: loading it raises the error.
+        """
+        if isinstance(self.manifest, Manifest):
+            for value in self.manifest.channels.values():
+                tree = value.tree()
+                if tree is not None and tree not in self.cuts:
+                    with suppress(ChunkError):
+                        self.cuts[tree] = assemble(tree, self.chunks)
+
     def load(self, value: Value | FormatError, what: str) -> tuple[str, bytes]:
         """The type tag and the bytes of one of its values, verified.
 
@@ -159,8 +182,10 @@ class StoredCheckpoint:
         try:
             if isinstance(value, FormatError):
                 raise value
-            content = value.content
-            data = join(content, self.chunks) if isinstance(content, Tree) else content
+            data = value.content
+            if isinstance(data, Tree):
+                cut = self.cuts.get(data)
+                data = cut.data if cut else join(data, self.chunks)
         except (ChunkError, FormatError) as exc:
             raise self.damage(f"{what}: {exc}") from exc
         return value.type, data

@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import history, threads
-from checkpointer.backend import Backend
+from checkpointer.backend import Backend, off_loop
 from checkpointer.configs import Key, conditions_of, config_for, full_metadata, identifier, key_of
 from checkpointer.decoder import Decoder, node_of
 from checkpointer.encoder import Encoder
@@ -112,21 +112,22 @@ class AsyncSQLAlchemySaver(SyncTwins):
             The checkpoint with its pending writes in the order in which a run applies them, or
             `None` if there is none.
         """
-        key = key_of(config, self._backend.database.dialect)
-        stored = await self._backend.read(
-            partial(
-                self._backend.store.get,
-                namespace=key.namespace,
-                checkpoint_id=key.checkpoint_id,
-                sends_channel=TASKS,
-            )
-        )
+        key, store = key_of(config, self._backend.database.dialect), self._backend.store
+        last = store.last.get(key.namespace)
+        get = partial(store.get, namespace=key.namespace, checkpoint_id=key.checkpoint_id)
+        stored = await self._backend.read(partial(get, sends_channel=TASKS))
         if stored is None:
             return None
-        found = self._tuple(stored)
-        # A look at an older checkpoint must not displace what a run under way goes on from.
-        if key.checkpoint_id is None or self._backend.store.last.get(key.namespace) is None:
-            self._backend.store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
+
+        def decode() -> CheckpointTuple:
+            stored.assemble_channels()
+            return self._tuple(stored)
+
+        found = await off_loop(decode, stored.size)
+        # A look at an older checkpoint, or one that took its time, must not displace what a run
+        # under way goes on from.
+        if (key.checkpoint_id is None or last is None) and store.last.get(key.namespace) is last:
+            store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
         return found
 
     async def alist(
@@ -158,7 +159,7 @@ class AsyncSQLAlchemySaver(SyncTwins):
         conditions = conditions_of(config, filter, before, dialect)
         async with aclosing(checkpoints(self._backend, conditions, limit, TASKS)) as found:
             async for stored in found:
-                yield self._tuple(stored)
+                yield await off_loop(partial(self._tuple, stored), stored.size)
 
     async def aput(
         self,
@@ -181,13 +182,14 @@ class AsyncSQLAlchemySaver(SyncTwins):
         """
         key = key_of(config, self._backend.database.dialect)
         metadata_ = full_metadata(config, metadata)
-        known = self._backend.store.last.get(key.namespace)
-        put = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, known)
+        last = self._backend.store.last.get(key.namespace)
+        encoder = self._encoder(key)
+        encode = encoder.checkpoint(checkpoint, metadata_, new_versions, last)
         try:
-            await self._backend.put(put)
+            put = await self._backend.put_encoded(encode, encoder.size)
         except ReuseError:
-            put = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
-            await self._backend.put(put)
+            encode = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
+            put = await self._backend.put_encoded(encode, encoder.size)
         return config_for(key.namespace, put.row["checkpoint_id"])
 
     async def aput_writes(
@@ -327,7 +329,8 @@ class AsyncSQLAlchemySaver(SyncTwins):
         return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
 
     def _encoder(self, key: Key) -> Encoder:
-        return Encoder(self.serde, self._backend.database.dialect, key)
+        backend = self._backend
+        return Encoder(self.serde, backend.database.dialect, key, backend.store.cache)
 
     def _tuple(self, stored: StoredCheckpoint) -> CheckpointTuple:
         return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))

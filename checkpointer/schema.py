@@ -42,7 +42,7 @@ async def current(database: Database) -> str | None:
     Raises:
         DatabaseError: The database refused or failed.
     """
-    return await database.read(_read_revision)
+    return await database.inspect(_read_revision)
 
 
 async def verify(database: Database) -> None:
@@ -121,7 +121,7 @@ async def upgrade(database: Database) -> None:
         return
     # Waiting for Alembic inside of the transaction could stop the event loop that the upgrade
     # under way needs; so the transaction ends, and is tried again. An event would know one loop.
-    while not await database.write(partial(_upgrade_locked, database)):  # noqa: ASYNC110
+    while not await database.migrate(partial(_upgrade_locked, database)):  # noqa: ASYNC110
         await asyncio.sleep(_RETRY_SECONDS)
 
 

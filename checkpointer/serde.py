@@ -8,7 +8,8 @@ a model's tool calls, as broken JSON escapes, and in file names, as bytes that a
     a tuple among that dict's keys  as tuple([...])
 
 each in the extension type that the stock encoder has for calls, so that the stock decoder restores
-them at any depth. All else is packed to the very bytes of the stock encoder.
+them at any depth. All else is packed to the very bytes of the stock encoder. What conversations
+consist of, LangChain's plain messages, takes a shorter way to the same bytes and the same objects.
 """
 
 import pickle
@@ -24,11 +25,14 @@ from langgraph.checkpoint.serde import _msgpack, jsonplus
 # hook. The first two hold the format that must not differ; `langgraph-checkpoint<4.4` pins them.
 from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_POS_ARGS,
+    EXT_PYDANTIC_V2,
     JsonPlusSerializer,
     _create_msgpack_ext_hook,
     _msgpack_default,
     _option,
 )
+
+from checkpointer import messages
 
 _STRICT: Final = _option & ~ormsgpack.OPT_REPLACE_SURROGATES
 
@@ -38,6 +42,10 @@ class LosslessSerializer(JsonPlusSerializer):
 
     The options mean what they mean there. An allowlist never blocks the calls of this module.
     """
+
+    _hook: tuple[object, Callable[[int, bytes], Any]] | None = None
+    """The decoder's hook, behind the allowlist that it is for: making one takes as long as loading
+    a small value."""
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Return the encoding's name and the bytes of a value.
@@ -59,8 +67,11 @@ class LosslessSerializer(JsonPlusSerializer):
         encoding, packed = data
         if encoding != "msgpack" or self._custom_unpack_ext_hook:
             return super().loads_typed(data)
-        hook = _create_ext_hook(self._allowed_msgpack_modules)
-        return ormsgpack.unpackb(packed, ext_hook=hook, option=ormsgpack.OPT_NON_STR_KEYS)
+        hook = self._hook
+        if hook is None or hook[0] is not self._allowed_msgpack_modules:
+            allowed = self._allowed_msgpack_modules
+            self._hook = hook = allowed, _create_ext_hook(allowed)
+        return ormsgpack.unpackb(packed, ext_hook=hook[1], option=ormsgpack.OPT_NON_STR_KEYS)
 
 
 def _pack(value: Any) -> bytes:
@@ -145,17 +156,28 @@ def _rebind(function: Any, **names: object) -> Callable[..., Any]:
     return FunctionType(function.__code__, vars(jsonplus) | names)
 
 
-_strict_default = _rebind(_msgpack_default, _msgpack_enc=_pack_strictly)
-_rebound_default = _rebind(_msgpack_default, _msgpack_enc=_pack_escaped)
+_rebound_strict_default = _rebind(_msgpack_default, _msgpack_enc=_pack_strictly)
+_rebound_escaping_default = _rebind(_msgpack_default, _msgpack_enc=_pack_escaped)
+_PLAIN: Final = {cls: (cls.__module__, cls.__name__) for cls in messages.PLAIN}
+
+
+def _strict_default(obj: Any) -> Any:
+    name = _PLAIN.get(type(obj))
+    if name is None:
+        return _rebound_strict_default(obj)
+    call = (*name, obj.model_dump(), "model_validate_json")
+    return ormsgpack.Ext(EXT_PYDANTIC_V2, _pack_strictly(call))
 
 
 def _escaping_default(obj: Any) -> Any:
-    return _escape(_rebound_default(obj))  # an exception is packed as its repr, a string
+    return _escape(_rebound_escaping_default(obj))  # an exception is packed as its repr, a string
 
 
 # As safe types the calls pass every allowlist, and nobody is warned of them.
 _CALLS: Final = frozenset({("builtins", "dict"), ("builtins", "str"), ("builtins", "tuple")})
 _SAFE: Final = {"SAFE_MSGPACK_TYPES": _msgpack.SAFE_MSGPACK_TYPES | _CALLS}
 _create_ext_hook = _rebind(
-    _create_msgpack_ext_hook, _lg_msgpack=SimpleNamespace(**vars(_msgpack) | _SAFE)
+    _create_msgpack_ext_hook,
+    _lg_msgpack=SimpleNamespace(**vars(_msgpack) | _SAFE),
+    importlib=SimpleNamespace(import_module=messages.import_module),
 )

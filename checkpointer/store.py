@@ -6,17 +6,17 @@ strings; what the bytes mean is the saver's affair.
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
-import sqlalchemy as sa
-
+from checkpointer.arrays import AnySelect, chunks_below
 from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
-from checkpointer.chunking import Tree, digest_of, digests_of, split_digests
+from checkpointer.chunking import Cut, Tree, digest_of, split_digests, union
+from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
-from checkpointer.queries import AnySelect, Queries, keys
+from checkpointer.queries import Queries, keys
 from checkpointer.records import (
     Namespace,
     Put,
@@ -26,6 +26,9 @@ from checkpointer.records import (
 )
 
 T = TypeVar("T")
+Named: TypeAlias = tuple[bytes, int]
+"""The digest of a chunk, and how many levels stand below it: 0 for a chunk of the data itself."""
+
 LIFE_SHIFT: Final = 20
 """Bits of an epoch that count deletions; those above tell a thread from one deleted before."""
 
@@ -46,23 +49,33 @@ class Store:
         for put in batch:
             self.cache.put_many(put.chunks.items())
             if isinstance(put, PutCheckpoint):
-                self.last.learn(put.namespace, epochs[put.namespace.thread_id], put.last)
+                epoch = epochs[put.namespace.thread_id]
+                self._learn(put.namespace, epoch, put.last, put.cuts)
 
     def learn_read(self, stored: StoredCheckpoint, versions: Mapping[str, Any]) -> None:
-        """Remember a checkpoint that was read, with the versions of its channels."""
+        """Remember a checkpoint that was read, all its channels assembled, with their versions."""
         if stored.epoch is None or not isinstance(stored.manifest, Manifest):
             return
         channels = {
-            name: (value, digests_of(value.tree(), stored.chunks))
+            name: (value, stored.cuts[tree].digests if (tree := value.tree()) else frozenset())
             for name, value in stored.manifest.channels.items()
         }
-        digests = frozenset(stored.chunks)
+        digests = union([frozenset(stored.chunks), *(named for _, named in channels.values())])
         last = LastCheckpoint(stored.checkpoint_id, dict(versions), channels, digests)
-        self.last.learn(stored.namespace, stored.epoch, last)
+        self._learn(stored.namespace, stored.epoch, last, stored.cuts.values())
+
+    def _learn(
+        self, namespace: Namespace, epoch: int, last: LastCheckpoint, cuts: Collection[Cut]
+    ) -> None:
+        known = self.last.get(namespace)
+        replaced = known[1].trees() if known else set[Tree]()
+        if cuts or replaced:
+            self.cache.put_cuts(cuts, replaced - last.trees())
+        self.last.learn(namespace, epoch, last)
 
     def get(
         self,
-        connection: sa.Connection,
+        connection: Connection,
         namespace: Namespace,
         checkpoint_id: str | None,
         sends_channel: str,
@@ -79,7 +92,7 @@ class Store:
             statement = self.queries.checkpoint_and_writes
         before: list[Tree] | None = None
         while True:
-            rows = connection.execute(statement, key).all()
+            rows = connection.fetch(statement, key)
             if not rows:
                 return None
             one = next(StoredCheckpoint.from_row(row) for row in rows if row.manifest is not None)
@@ -92,7 +105,7 @@ class Store:
 
     def page(
         self,
-        connection: sa.Connection,
+        connection: Connection,
         statement: AnySelect,
         parameters: Mapping[str, Any],
         sends_channel: str,
@@ -102,8 +115,8 @@ class Store:
         Returns:
             The checkpoints, and whether more may follow.
         """
-        result = connection.execute(statement, parameters)
-        found = [StoredCheckpoint.from_row(row) for row in result]
+        rows = connection.fetch(statement, parameters)
+        found = [StoredCheckpoint.from_row(row) for row in rows]
         count = _fitting(found)
         more = count < len(found) or len(found) == parameters["limit"]
         found = found[:count]
@@ -112,17 +125,17 @@ class Store:
         self._add_chunks(connection, found)
         return found, more
 
-    def _add_writes(self, connection: sa.Connection, found: list[StoredCheckpoint]) -> None:
+    def _add_writes(self, connection: Connection, found: list[StoredCheckpoint]) -> None:
         if not found:
             return
         by_key = {(one.thread_id, one.checkpoint_ns, one.checkpoint_id): one for one in found}
-        for row in connection.execute(self.queries.writes_of_many, keys(by_key)):
+        for row in connection.fetch(self.queries.writes_of_many, keys(by_key)):
             one = by_key.get((row.thread_id, row.checkpoint_ns, row.checkpoint_id))
             if one is not None:
                 one.writes.append(StoredWrite.from_row(row))
 
     def _add_sends(
-        self, connection: sa.Connection, found: list[StoredCheckpoint], sends_channel: str
+        self, connection: Connection, found: list[StoredCheckpoint], sends_channel: str
     ) -> None:
         """LangGraph kept pending sends with the parent until version 4 of its format."""
         by_parent = defaultdict[tuple[str, str, str], list[StoredCheckpoint]](list)
@@ -135,29 +148,30 @@ class Store:
         if not by_parent:
             return
         parameters = {**keys(by_parent), "channels": [sends_channel]}
-        for row in connection.execute(self.queries.channel_writes_of_many, parameters):
+        for row in connection.fetch(self.queries.channel_writes_of_many, parameters):
             parent = (row.thread_id, row.checkpoint_ns, row.checkpoint_id)
             for one in by_parent.get(parent, ()):
                 one.sends.append(StoredWrite.from_row(row))
 
-    def _add_chunks(self, connection: sa.Connection, found: list[StoredCheckpoint]) -> bool:
+    def _add_chunks(self, connection: Connection, found: list[StoredCheckpoint]) -> bool:
         """Give the checkpoints their chunks; whether all were found."""
-        trees = [tree for one in found for tree in one.trees()]
+        trees = {tree for one in found for tree in one.trees()}
         threads = sorted({one.thread_id for one in found})
-        chunks, complete = self.chunks_of(connection, threads, trees)
+        cuts = self.cache.get_cuts(trees)
+        chunks, complete = self.chunks_of(connection, threads, trees - cuts.keys())
         for one in found:
-            one.chunks = chunks
+            one.chunks, one.cuts = chunks, cuts
         return complete
 
     def chunks_of(
         self,
-        connection: sa.Connection,
+        connection: Connection,
         thread_ids: Sequence[str],
         trees: Iterable[Tree],
         *,
         nodes_only: bool = False,
     ) -> tuple[dict[bytes, bytes], bool]:
-        """All chunks of some trees, level by level: from the cache, the rest from the database.
+        """All chunks of some trees: from the cache, and the rest from the database.
 
         Args:
             connection: Where to read.
@@ -169,34 +183,53 @@ class Store:
             The chunks whose bytes match their digests, nodes included, and whether these are all.
         """
         chunks: dict[bytes, bytes] = {}
+        read: Mapping[bytes, bytes] = {}
         complete = True
-        levels = [(tree.digests, tree.depth) for tree in trees]
-        while levels := [level for level in levels if level[1] or not nodes_only]:
-            wanted = {d for digests, _ in levels for d in split_digests(digests)} - chunks.keys()
-            chunks |= self.cache.get_many(wanted)
-            missing = wanted - chunks.keys()
-            if missing:
-                read = self._read_chunks(connection, thread_ids, missing)
+        wanted = {(d, tree.depth) for tree in trees for d in split_digests(tree.digests)}
+        missing: set[Named] = set()
+        while True:
+            wanted = {named for named in wanted if named[1] or not nodes_only}
+            unknown = {digest for digest, _ in wanted} - chunks.keys()
+            chunks |= {digest: read[digest] for digest in unknown & read.keys()}
+            chunks |= self.cache.get_many(unknown - read.keys())
+            missing |= {named for named in wanted if named[0] not in chunks}
+            wanted = {
+                (digest, depth - 1)
+                for node, depth in wanted
+                if depth and node in chunks
+                for digest in split_digests(chunks[node])
+            }
+            if not wanted:
+                if not missing:
+                    return chunks, complete
+                # Only once all that is at hand was followed, so that one question asks for all.
+                read = self._read_chunks(connection, thread_ids, missing, nodes_only=nodes_only)
                 self.cache.put_many(read.items())
-                chunks |= read
-                complete = complete and len(read) == len(missing)
-            levels = [
-                (chunks[node], depth - 1)
-                for digests, depth in levels
-                if depth
-                for node in split_digests(digests)
-                if node in chunks
-            ]
-        return chunks, complete
+                wanted = {named for named in missing if named[0] in read}
+                complete = complete and len(wanted) == len(missing)
+                missing = set()
 
     def _read_chunks(
-        self, connection: sa.Connection, thread_ids: Sequence[str], digests: Iterable[bytes]
+        self,
+        connection: Connection,
+        thread_ids: Sequence[str],
+        named: Iterable[Named],
+        *,
+        nodes_only: bool,
     ) -> dict[bytes, bytes]:
-        """Chunks from the database, without those whose bytes do not match their digest."""
+        """Chunks from the database, without those whose bytes do not match their digest.
+
+        Those below them as well, where the database can follow nodes by itself.
+        """
         found: dict[bytes, bytes] = {}
-        for some in batched(sorted(digests), self.queries.dialect.max_list):
-            parameters = {"thread_ids": list(thread_ids), "digests": some}
-            rows = connection.execute(self.queries.chunks, parameters)
+        dialect = self.queries.dialect
+        follow = dialect.has_arrays and not nodes_only
+        statement = chunks_below(dialect) if follow else self.queries.chunks
+        for some in batched(sorted(named), dialect.max_list):
+            digests, depths = map(list, zip(*some, strict=True))
+            given = {"given_digest": digests, "given_depth": depths}
+            parameters = given if follow else {"digests": digests}
+            rows = connection.fetch(statement, {"thread_ids": list(thread_ids), **parameters})
             found |= {digest: data for digest, data in rows if digest_of(data) == digest}
         return found
 

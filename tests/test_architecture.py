@@ -17,9 +17,13 @@ ORDER = (
     "chunking",
     "manifest",
     "cache",
+    "execution",
     "worker",
+    "wire",
+    "readers",
     "dialects",
     "engine",
+    "arrays",
     "queries",
     "records",
     "store",
@@ -31,6 +35,7 @@ ORDER = (
     "bridge",
     "backend",
     "listing",
+    "messages",
     "serde",
     "configs",
     "encoder",
@@ -42,7 +47,7 @@ ORDER = (
 )
 """A module may import only those above it."""
 
-LANGGRAPH = {"serde", "configs", "encoder", "decoder", "twins", "saver", "factory"}
+LANGGRAPH = {"messages", "serde", "configs", "encoder", "decoder", "twins", "saver", "factory"}
 """The modules that know LangGraph and LangChain; the others know bytes and strings."""
 
 PURE = {"errors", "tables", "projection", "chunking", "manifest", "cache"}

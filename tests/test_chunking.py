@@ -33,7 +33,7 @@ def stream(seed: str, size: int) -> bytes:
     return b"".join(blocks)[:size]
 
 
-def stored(chunks: dict[bytes, memoryview | bytes]) -> dict[bytes, bytes]:
+def stored(chunks: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {digest: bytes(data) for digest, data in chunks.items()}
 
 

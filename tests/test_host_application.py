@@ -120,7 +120,7 @@ async def test_our_autogenerate_finds_no_difference_beside_its_tables(
         config.attributes["connection"] = connection
         command.check(config)
 
-    await database.read(check)
+    await database.inspect(check)
 
 
 @pytest.mark.parametrize("first", ["the application", "the saver"])

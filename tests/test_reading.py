@@ -11,8 +11,7 @@ import sqlalchemy as sa
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from schemas import execute, query
-from sqlalchemy import event
-from storing import config, put
+from storing import Statement, config, put, statements
 
 from checkpointer import AsyncSQLAlchemySaver, DamagedDataError, create_saver
 
@@ -312,17 +311,14 @@ def before_chunks_are_read(action: Callable[[], None]) -> Iterator[list[str]]:
     """Run an action once, between the read of a checkpoint's row and that of its chunks."""
     ran: list[str] = []
 
-    def act(*arguments: Any) -> None:
-        sql = arguments[2].lower()
-        if not ran and sql.lstrip().startswith("select") and "from checkpointer_chunks" in sql:
-            ran.append(sql)
+    def act(statement: Statement) -> None:
+        writing = "INSERT INTO" in statement.sql or "DELETE FROM" in statement.sql
+        if not ran and not writing and "checkpointer_chunks" in statement.sql:
+            ran.append(statement.sql)
             action()
 
-    event.listen(sa.Engine, "before_cursor_execute", act)
-    try:
+    with statements(before=act):
         yield ran
-    finally:
-        event.remove(sa.Engine, "before_cursor_execute", act)
 
 
 def newer(saver: Saver) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -10,10 +11,20 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ormsgpack
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    HumanMessageChunk,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde import _msgpack
 from langgraph.checkpoint.serde.base import CipherProtocol
@@ -23,9 +34,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Send
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from pydantic.v1 import BaseModel as BaseModelV1
 
+from checkpointer.messages import PLAIN, shortened
 from checkpointer.serde import LosslessSerializer
 
 TIMES: Any = dict.fromkeys(("created_at", "updated_at"), datetime(2026, 1, 1, tzinfo=UTC))
@@ -71,6 +83,13 @@ class Mapping(dict[Any, Any]):
     pass
 
 
+class Remark(HumanMessage):
+    """A message of a class of the caller's own, which stores its fields under another name."""
+
+    note: Any = Field(default=None, serialization_alias="remark")
+    _noted: bool = PrivateAttr(default=True)
+
+
 class QuotedError(Exception):
     def __repr__(self) -> str:
         return f"QuotedError({self})"
@@ -103,12 +122,41 @@ def keys(text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 
 def messages(text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    arguments = st.dictionaries(text, json_like(text), max_size=3)
-    calls = st.builds(lambda name, args: {"name": name, "args": args, "id": "1"}, text, arguments)
+    """Messages with every field that they have, and with one that they have not."""
+    data = st.dictionaries(text, json_like(text), max_size=3)
+    content = text | st.lists(text | data, max_size=2)
+    number = st.integers(0, 9)
+    calls = st.fixed_dictionaries({"name": text, "args": data, "id": st.none() | text})
+    broken = st.fixed_dictionaries(dict.fromkeys(("name", "args", "id", "error"), st.none() | text))
+    usage = st.fixed_dictionaries(
+        dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), number),
+        optional={"input_token_details": st.fixed_dictionaries({"cache_read": number})},
+    )
+    common = {
+        "additional_kwargs": data.map(lambda fields: fields | {"refusal": None}),
+        "response_metadata": data,
+        "name": st.none() | text,
+        "id": st.none() | text,
+        "another": json_like(text),
+    }
+    called = {
+        "tool_calls": st.lists(calls, max_size=2),
+        "invalid_tool_calls": st.lists(broken, max_size=2),
+        "usage_metadata": st.none() | usage,
+    }
+    result = {"artifact": json_like(text), "status": st.sampled_from(["success", "error"])}
+
+    def build(cls: type[BaseMessage], **fields: Any) -> st.SearchStrategy[BaseMessage]:
+        given_fields = st.fixed_dictionaries({"content": content}, optional=common | fields)
+        return given_fields.map(lambda chosen: cls(**chosen))
+
     return st.one_of(
-        st.builds(HumanMessage, text, additional_kwargs=arguments),
-        st.builds(AIMessage, text, tool_calls=st.lists(calls, max_size=2)),
-        st.builds(ToolMessage, text, tool_call_id=text, artifact=json_like(text)),
+        *(build(cls) for cls in (HumanMessage, HumanMessageChunk, SystemMessage)),
+        build(AIMessage, **called),
+        build(AIMessageChunk, usage_metadata=called["usage_metadata"]),
+        st.builds(ToolMessage, content, tool_call_id=text, **common, **result),
+        build(Remark, note=json_like(text)),
+        text.map(lambda message_id: RemoveMessage(id=message_id)),
     )
 
 
@@ -437,3 +485,122 @@ def test_the_json_encoding_of_old_checkpoints_loads() -> None:
 def test_an_unknown_encoding_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="unknown"):
         LosslessSerializer().loads_typed(("unknown", b""))
+
+
+def state(value: Any) -> Any:
+    """All that makes an object what it is, its fields in their order."""
+    if not isinstance(value, BaseModel):
+        return type(value), value
+    inner = value.__getstate__()
+    extra = inner.pop("__pydantic_extra__") or {}
+    return type(value), list(vars(value).items()), list(extra.items()), inner
+
+
+def outcome(serde: JsonPlusSerializer, packed: bytes) -> Any:
+    """What a serde loads, and the events that it emits over it."""
+    events: list[SerdeEvent] = []
+    unregister = register_serde_event_listener(events.append)
+    try:
+        return state(serde.loads_typed(("msgpack", packed))), events
+    finally:
+        unregister()
+
+
+@given(messages(clean_text))
+@settings(max_examples=300, deadline=None)
+def test_a_message_takes_the_bytes_and_comes_back_as_with_the_stock_serializer(
+    message: BaseMessage,
+) -> None:
+    ours, stock = LosslessSerializer(), JsonPlusSerializer()
+    packed = stock.dumps_typed(message)
+    assert ours.dumps_typed(message) == packed
+    assert outcome(ours, packed[1]) == outcome(stock, packed[1])
+    content = message.content
+    message.content = content + "x" if isinstance(content, str) else [*content, "x"]
+    message.response_metadata["x"] = {"y": AIMessage("x"), "z": Point(HumanMessage("x"))}
+    assert ours.dumps_typed(message) == stock.dumps_typed(message)
+
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "content": st.none() | st.integers(0, 9) | st.text() | st.lists(json_like(st.text())),
+        "content_blocks": st.none() | st.just([{"type": "tool_call", "name": "f", "args": {}}]),
+        "type": st.sampled_from(["human", "ai", "system", "tool"]),
+        "tool_calls": st.lists(st.dictionaries(st.sampled_from(["name", "args", "id"]), st.text())),
+        "invalid_tool_calls": st.none() | st.just([{}]),
+        "tool_call_chunks": st.just([{"name": "f", "args": "{", "id": "1", "index": 0}]),
+        "tool_call_id": st.integers(0, 9) | st.text(),
+        "additional_kwargs": st.just({"tool_calls": [{"function": {"name": "f", "arguments": ""}}]})
+        | json_like(st.text()),
+        "id": st.integers(0, 9) | st.text(),
+        "self": st.none(),
+        "_fields_set": st.none(),
+        "another": json_like(st.text()),
+        7: st.none(),
+        b"id": st.none(),
+    },
+)
+
+
+@given(
+    st.sampled_from([*PLAIN, HumanMessageChunk]),
+    st.sampled_from([5, 5, 5, 4, 2, 1, 0]),  # as pydantic object, of version 1, or by arguments
+    FIELDS | json_like(st.text()),
+)
+@settings(max_examples=1000, deadline=None)
+@example(HumanMessage, 5, {"content": "", "id": 7, "self": 1})
+@pytest.mark.filterwarnings("ignore:The `construct` method")
+def test_what_is_no_whole_message_comes_back_as_with_the_stock_serializer(
+    cls: type[BaseMessage], code: int, fields: Any
+) -> None:
+    arguments = (cls.__module__, cls.__name__, fields)
+    call = ormsgpack.packb(arguments, option=ormsgpack.OPT_NON_STR_KEYS)
+    packed = ormsgpack.packb(ormsgpack.Ext(code, call))
+    for allowed in (True, None, [POINT]):
+        ours = LosslessSerializer(allowed_msgpack_modules=allowed)
+        stock = JsonPlusSerializer(allowed_msgpack_modules=allowed)
+        assert outcome(ours, packed) == outcome(stock, packed)
+
+
+def test_a_message_that_pydantic_warns_of_is_warned_of_as_by_the_stock_serializer() -> None:
+    message = AIMessage("x")
+    message.tool_calls = [{"name": 7}]  # type: ignore[typeddict-item]
+    told = []
+    for serde in (JsonPlusSerializer(), LosslessSerializer()):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            packed = serde.dumps_typed(message)
+        told.append((packed, [(str(one.message), one.filename, one.lineno) for one in caught]))
+    assert len(told[0][1]) == 1
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+def test_the_plain_messages_are_made_in_fewer_steps(cls: type[BaseMessage]) -> None:
+    assert shortened(cls) is not cls
+
+
+class Counted(HumanMessage):
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields, count=1)
+
+
+class Refusing(HumanMessage):
+    def __init__(self) -> None:
+        super().__init__("x")
+
+
+@pytest.mark.parametrize("cls", [Counted, Refusing])
+def test_a_class_that_does_more_than_the_known_ones_makes_its_objects_itself(
+    cls: type[BaseMessage],
+) -> None:
+    assert shortened(cls) is cls
+
+
+def test_a_clone_of_a_serializer_that_has_loaded_something_has_its_own_allowlist() -> None:
+    strict = LosslessSerializer(allowed_msgpack_modules=None)
+    assert again(Point(1), strict) == {"x": 1, "y": None}
+    extended = strict.with_msgpack_allowlist([POINT])
+    assert again(Point(1), extended) == Point(1)
+    assert again(Point(1), strict) == {"x": 1, "y": None}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from schemas import query
 from storing import TABLES, batches, config, put, statements
@@ -115,6 +116,26 @@ async def test_another_serde_than_the_one_that_stored_a_value_is_refused(
             await other.aget_tuple(THREAD)
         await put(other, config("another"), "1", text="x")
         assert await other.aget_tuple(config("another")) is not None
+
+
+async def test_a_conversation_comes_back_whole_and_in_order(migrated_url: str) -> None:
+    call = {"name": "f", "args": {"x": [1, None]}, "id": "1"}
+    conversation = [
+        SystemMessage([{"type": "text", "text": MARK}], id="0"),
+        HumanMessage("x", id="1", name="someone"),
+        AIMessage("", id="2", tool_calls=[call], response_metadata={"model": "m"}),
+        ToolMessage("y", id="3", tool_call_id="1", artifact={"rows": LARGE}, status="error"),
+        AIMessage([{"type": "text", "text": "\udc80"}], id="4", additional_kwargs={"x": None}),
+    ]
+    async with create_saver(migrated_url) as saver:
+        stored = await put(saver, THREAD, "1", messages=conversation)
+        await saver.aput_writes(stored, [("messages", conversation[-2:])], "a task")
+        warm = await _found(saver)
+    async with create_saver(migrated_url) as another:
+        cold = await _found(another)
+    for found in (warm, cold):
+        assert found.checkpoint["channel_values"]["messages"] == conversation
+        assert found.pending_writes == [("a task", "messages", conversation[-2:])]
 
 
 def encrypted(key: bytes = KEY) -> EncryptedSerializer:

@@ -7,11 +7,13 @@ import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from schemas import execute
 from storing import TABLES, Statement, config, put, statements
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
@@ -23,6 +25,7 @@ FIRST = config(checkpoint_id="1")
 LARGE = [f"message {number}: {number * 7919:050}" for number in range(300)]
 
 AT_ONCE = ["WITH threads"]
+EPOCHS = "SELECT threads"
 TOUCH = "INSERT threads"
 CHECKPOINTS = "INSERT checkpoints"
 WRITES = "INSERT writes"
@@ -49,8 +52,9 @@ async def listed(saver: Saver, **options: Any) -> list[object]:
 
 
 @pytest.fixture(autouse=True)
-async def used(saver: Saver) -> None:
-    """The schema is checked once, before the first operation."""
+async def used(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schema is checked once, before the first operation; no thread's row gets stale."""
+    monkeypatch.setattr("checkpointer.puts.TOUCH_INTERVAL", timedelta(hours=1))
     await saver.aget_tuple(THREAD)
 
 
@@ -84,21 +88,30 @@ def _lengths(parameters: Any) -> list[int]:
 
 class TestPuts:
     async def test_a_checkpoint_takes_two(self, saver: Saver, puts: Puts) -> None:
-        for parent, name in ((THREAD, "1"), (FIRST, "2")):
-            assert await run(put(saver, parent, name, text="x")) == puts(TOUCH, CHECKPOINTS)
+        assert await run(put(saver, THREAD, "1", text="x")) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+        for name in ("2", "3"):
+            assert await run(put(saver, FIRST, name, text="x")) == puts(EPOCHS, CHECKPOINTS)
+
+    async def test_a_thread_is_touched_again_after_a_while(
+        self, saver: Saver, puts: Puts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("checkpointer.puts.TOUCH_INTERVAL", timedelta(hours=-1))
+        for name in ("1", "2"):
+            assert await run(put(saver, THREAD, name)) == puts(EPOCHS, TOUCH, CHECKPOINTS)
 
     async def test_a_checkpoint_with_chunks_takes_three(self, saver: Saver, puts: Puts) -> None:
+        await put(saver, THREAD, "0")
         taken = await run(put(saver, THREAD, "1", a=LARGE, b=LARGE))
-        assert taken == puts(TOUCH, CHUNKS, CHECKPOINTS)
+        assert taken == puts(EPOCHS, CHUNKS, CHECKPOINTS)
 
     async def test_only_new_chunks_are_sent(self, saver: Saver, puts: Puts) -> None:
         await put(saver, THREAD, "1", a=LARGE)
         with statements() as seen:
             await put(saver, FIRST, "2", a=[*LARGE, "one more"])
-        assert [summary(one) for one in seen] == puts(TOUCH, CHUNKS, CHECKPOINTS)
+        assert [summary(one) for one in seen] == puts(EPOCHS, CHUNKS, CHECKPOINTS)
         assert 1 <= new_chunks(seen) <= 4
         taken = await run(put(saver, FIRST, "3", a=[*LARGE, "one more"]))
-        assert taken == puts(TOUCH, CHECKPOINTS)
+        assert taken == puts(EPOCHS, CHECKPOINTS)
 
     async def test_chunks_that_were_read_are_not_sent_again(self, saver: Saver, puts: Puts) -> None:
         await put(saver, THREAD, "1", a=LARGE)
@@ -106,17 +119,18 @@ class TestPuts:
             await cold.aget_tuple(THREAD)
             with statements() as seen:
                 await put(cold, FIRST, "2", a=LARGE)
-        assert [summary(one) for one in seen] == puts(TOUCH, CHECKPOINTS)
+        assert [summary(one) for one in seen] == puts(EPOCHS, CHECKPOINTS)
         assert new_chunks(seen) <= 1  # the manifest's own array
 
     async def test_writes_take_two(self, saver: Saver, puts: Puts) -> None:
+        await put(saver, THREAD, "1")
         for task in ("one", "other"):
             work = saver.aput_writes(FIRST, [("a", 1), ("b", 2), ("c", "x" * 100)], task)
-            assert await run(work) == puts(TOUCH, WRITES)
+            assert await run(work) == puts(EPOCHS, WRITES)
         taken = await run(saver.aput_writes(FIRST, [("a", LARGE)], "large"))
-        assert taken == puts(TOUCH, CHUNKS, WRITES)
+        assert taken == puts(EPOCHS, CHUNKS, WRITES)
         taken = await run(saver.aput_writes(FIRST, [("__error__", "x"), ("a", 1)], "failed"))
-        assert taken == puts(TOUCH, WRITES, WRITES)
+        assert taken == puts(EPOCHS, WRITES, WRITES)
 
     async def test_no_writes_take_none(self, saver: Saver) -> None:
         assert await run(saver.aput_writes(FIRST, [], "a task")) == []
@@ -129,7 +143,9 @@ class TestPuts:
 
         for count in (2, 50):
             taken = await run(some(count))
-            assert taken == puts(TOUCH, "SELECT threads", CHUNKS, CHECKPOINTS, WRITES)
+            assert taken == puts(EPOCHS, TOUCH, CHUNKS, CHECKPOINTS, WRITES)
+            taken = await run(some(count))
+            assert taken == puts(EPOCHS, CHECKPOINTS, WRITES)
 
 
 CHECKPOINT = "WITH checkpoints"  # and its writes
@@ -137,22 +153,34 @@ PAGE = ["SELECT checkpoints", "SELECT writes"]
 
 
 class TestGets:
+    @pytest.fixture
+    def chunks(self, saver: Saver) -> Callable[[int], list[str]]:
+        """What trees of so many levels take: one statement where the database follows nodes."""
+
+        def taken(levels: int) -> list[str]:
+            follows = saver.engine.dialect.name == "postgresql"
+            return ["WITH chunks"] if follows else ["SELECT chunks"] * levels
+
+        return taken
+
     async def test_a_warm_get_takes_one(self, saver: Saver) -> None:
         await put(saver, THREAD, "1", a=LARGE)
         await saver.aput_writes(FIRST, [("a", LARGE)], "a task")
         for asked in (THREAD, FIRST, config("no thread")):
             assert await run(saver.aget_tuple(asked)) == [CHECKPOINT]
 
-    async def test_a_cold_get_takes_one_more_for_each_level_of_chunks(self, saver: Saver) -> None:
+    async def test_a_cold_get_takes_one_more_for_chunks_or_for_each_of_their_levels(
+        self, saver: Saver, chunks: Callable[[int], list[str]]
+    ) -> None:
         for name, count, levels in (("1", 30, 1), ("2", 150, 2), ("3", 900, 3)):
             await put(saver, THREAD, name, a=random.Random(7).randbytes(500 * count))  # noqa: S311
             async with create_saver(saver.engine) as cold:
                 await cold.aget_tuple(config("no thread"))
                 taken = await run(cold.aget_tuple(THREAD))
-            assert taken == [CHECKPOINT, *["SELECT chunks"] * levels]
+            assert taken == [CHECKPOINT, *chunks(levels)]
 
-    async def test_a_page_of_a_list_takes_two_and_one_for_each_level_of_chunks(
-        self, saver: Saver
+    async def test_a_page_of_a_list_takes_two_and_those_for_chunks(
+        self, saver: Saver, chunks: Callable[[int], list[str]]
     ) -> None:
         for number in range(100):
             await put(saver, THREAD, f"{number:03}", a=LARGE[:20], n=number)
@@ -161,7 +189,7 @@ class TestGets:
         assert await run(listed(saver, filter={"no": "such"})) == PAGE[:1]
         async with create_saver(saver.engine) as cold:
             await cold.aget_tuple(config("no thread"))
-            assert await run(listed(cold)) == [*PAGE, "SELECT chunks", *PAGE, *PAGE]
+            assert await run(listed(cold)) == [*PAGE, *chunks(1), *PAGE, *PAGE]
 
     async def test_history_takes_no_more_for_a_longer_one(self, saver: Saver) -> None:
         parent = await put(saver, THREAD, "000", a=1)
@@ -188,14 +216,10 @@ class TestDeletes:
         return count
 
     async def test_deleting_a_thread(self, saver: Saver, count: int) -> None:
-        taken = await run(saver.adelete_thread("a thread"))
-        assert taken == [
-            "SELECT threads",
-            "DELETE writes",
-            "DELETE checkpoints",
-            "DELETE chunks",
-            "DELETE threads",
-        ]
+        at_once = saver.engine.dialect.name == "postgresql"
+        tables = ("writes", "checkpoints", "chunks", "threads")
+        deletes = ["WITH writes"] if at_once else [f"DELETE {table}" for table in tables]
+        assert await run(saver.adelete_thread("a thread")) == ["SELECT threads", *deletes]
 
     async def test_pruning_a_thread(self, saver: Saver, count: int) -> None:
         taken = await run(saver.aprune(["a thread"]))
@@ -238,6 +262,7 @@ async def test_no_statement_has_a_value_in_its_text(saver: Saver) -> None:
 HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
     "aput": lambda saver: put(saver, FIRST, "2", a=LARGE[:10]),
     "aput, many": lambda saver: asyncio.gather(*(put(saver, config(n), "1") for n in range(3))),
+    "aput, with chunks": lambda saver: put(saver, FIRST, "2", a=[*LARGE, "one more"]),
     "aput_writes": lambda saver: saver.aput_writes(FIRST, [("a", 1), ("__error__", 1)], "a task"),
     "aget_tuple": lambda saver: saver.aget_tuple(THREAD),
     "aget_tuple, by id": lambda saver: saver.aget_tuple(FIRST),
@@ -246,8 +271,16 @@ HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
         saver.alist({"configurable": {"thread_id": "a thread"}})
     ),
     "alist, before": lambda saver: listed(saver, before=config(checkpoint_id="5"), limit=5),
+    "alist, filtered": lambda saver: listed(saver, filter={"step": 1}),
     "history": lambda saver: saver.aget_delta_channel_history(config=THREAD, channels=["x"]),
+    "history, by id": lambda saver: saver.aget_delta_channel_history(
+        config=config(checkpoint_id="02"), channels=["a", "x"]
+    ),
     "adelete_thread": lambda saver: saver.adelete_thread("a thread"),
+    "aprune": lambda saver: saver.aprune(["a thread"]),
+    "aprune, delete": lambda saver: saver.aprune(["a thread"], strategy="delete"),
+    "acopy_thread": lambda saver: saver.acopy_thread("a thread", "another"),
+    "adelete_for_runs": lambda saver: saver.adelete_for_runs(["run 1", "run 2"]),
 }
 
 
@@ -255,29 +288,82 @@ async def _all(found: Any) -> list[object]:
     return [one async for one in found]
 
 
-@pytest.mark.parametrize("work", HOT.values(), ids=HOT)
-async def test_hot_statements_find_their_rows_by_thread(
-    saver: Saver, database_url: str, work: Callable[[Saver], Awaitable[object]]
-) -> None:
+async def fill(saver: Saver, checkpoints: int) -> None:
+    """A thread whose first checkpoint names chunks, as do writes to it and to the last one."""
     parent = await put(saver, THREAD, "1", a=LARGE)
-    for number in range(2, 30):
-        parent = await put(saver, parent, str(number), b=number)
-    await saver.aput_writes(FIRST, [("a", LARGE)], "another task")
+    await saver.aput_writes(parent, [("a", [*LARGE, "a write"])], "another task")
+    for number in range(2, checkpoints):
+        metadata = {"run_id": f"run {number}", "step": number}
+        parent = await put(saver, parent, f"{number:02}", metadata, b=number)
+    await saver.aput_writes(parent, [("a", LARGE[::-1]), ("__interrupt__", 1)], "last task")
+
+
+async def sent(saver: Saver, work: Callable[[Saver], Awaitable[object]]) -> list[Statement]:
+    """The statements that some work takes in a process that has read nothing yet."""
     async with create_saver(saver.engine) as cold:
         await cold.aget_tuple(config("no thread"))
         with statements() as seen:
             await work(cold)
     assert seen
-    selects = [one for one in seen if "INSERT INTO" not in one.sql]
-    explain = explain_sqlite if saver.engine.dialect.name == "sqlite" else explain_postgresql
-    for statement in selects:
-        for table, condition in explain(database_url, statement):
-            assert "thread_id" in condition, f"{table}: {condition!r}\n{statement.sql}"
+    return seen
+
+
+@pytest.mark.parametrize("work", HOT.values(), ids=HOT)
+async def test_hot_statements_find_their_rows_by_thread(
+    saver: Saver, database_url: str, work: Callable[[Saver], Awaitable[object]]
+) -> None:
+    await fill(saver, 30)
+    for statement in await sent(saver, work):
+        for table, condition in explain(database_url, statement, scans=False):
+            assert KEYS.search(condition), f"{table}: {condition!r}\n{statement.sql}"
+
+
+async def test_hot_statements_scan_no_table_however_many_rows_it_has(
+    saver: Saver, database_url: str
+) -> None:
+    await fill(saver, 30)
+    for number in range(300):
+        await saver.acopy_thread("a thread", f"copy {number}")
+    execute(database_url, "ANALYZE")
+    for name, work in HOT.items():
+        for statement in await sent(saver, work):
+            for table, condition in explain(database_url, statement, scans=True):
+                assert KEYS.search(condition), f"{name}: {table}: {condition!r}\n{statement.sql}"
+        await saver.acopy_thread("copy 1", "a thread")
+
+
+async def test_a_list_over_all_threads_walks_an_index(saver: Saver, database_url: str) -> None:
+    await fill(saver, 30)
+    page, *others = await sent(saver, lambda cold: _all(cold.alist(None, limit=5)))
+    accesses = list(explain(database_url, page, scans=False))
+    assert any("checkpointer_checkpoints_checkpoint_id_idx" in table for table, _ in accesses)
+    for statement in others:
+        for table, condition in explain(database_url, statement, scans=False):
+            assert KEYS.search(condition), f"{table}: {condition!r}\n{statement.sql}"
+
+
+KEYS = re.compile(r"\b(thread_id|run_id)\b")
+"""All that rows may be found by: the first column of every key, or an index of its own."""
+
+
+def explain(url: str, statement: Statement, *, scans: bool) -> Iterator[tuple[str, str]]:
+    """Each access to one of our tables, with the condition that an index answers.
+
+    Args:
+        url: The database.
+        statement: The statement, planned for any parameters where the database can do so.
+        scans: Whether the planner may prefer a scan: it does on tables of a few rows.
+    """
+    if sa.make_url(url).get_backend_name() == "sqlite":
+        yield from explain_sqlite(url, statement)
+    else:
+        yield from explain_postgresql(url, statement, scans=scans)
 
 
 def explain_sqlite(url: str, statement: Statement) -> Iterator[tuple[str, str]]:
-    """Each access to one of our tables, with the condition that an index answers."""
+    """SQLite's accesses."""
     with closing(sqlite3.connect(sa.make_url(url).database or "")) as connection:
+        connection.create_function("checkpointer_contains", 2, lambda *_: 1)
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters[0])
         for *_, detail in plan.fetchall():
             if re.match(rf"(SEARCH|SCAN) ({'|'.join(TABLES)})", detail):
@@ -285,20 +371,22 @@ def explain_sqlite(url: str, statement: Statement) -> Iterator[tuple[str, str]]:
                 yield detail, condition[1] if condition else ""
 
 
-def explain_postgresql(url: str, statement: Statement) -> Iterator[tuple[str, str]]:
-    """The same, for any parameters, and with tables that are not too small for an index."""
+def explain_postgresql(url: str, statement: Statement, *, scans: bool) -> Iterator[tuple[str, str]]:
+    """PostgreSQL's accesses, for any parameters."""
     libpq = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(libpq, autocommit=True) as connection:
-        connection.execute("SET enable_seqscan = off")
-        explain = f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {statement.sql}"
-        ((plan,),) = connection.execute(explain.encode()).fetchall()
+        if not scans:
+            connection.execute("SET enable_seqscan = off")
+        explained = f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {statement.sql}"
+        ((plan,),) = connection.execute(explained.encode()).fetchall()
     yield from _accesses((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"])
 
 
 def _accesses(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
     table = str(node.get("Relation Name", ""))
     if table in TABLES and node["Node Type"] != "ModifyTable":
-        yield f"{node['Node Type']} {table}", " ".join(_conditions(node))
+        named = f"{node['Node Type']} {table} {node.get('Index Name', '')}"
+        yield named, " ".join(_conditions(node))
     for inner in node.get("Plans", []):
         yield from _accesses(inner)
 

@@ -1,0 +1,104 @@
+"""Reads of SQLite that arrive while others are under way, and share the next hop to a thread.
+
+Python runs one thread at a time, so that many threads at once read no faster than two; and the hop
+takes longer than most reads.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from checkpointer.worker import WorkerConnection, run_in_worker
+
+T = TypeVar("T")
+Work = Callable[[WorkerConnection], Any]
+Waiting = tuple[Work, "asyncio.Future[Any]"]
+
+BEGIN: Final = "BEGIN"
+
+READERS: Final = 2
+"""Hops at the same time, so that a long read does not keep all others waiting."""
+
+MAX_SHARED: Final = 64
+"""Reads that share one hop at most."""
+
+
+class Readers:
+    """Runs reads on the connections of one engine, each in a transaction that others may share."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Waiting] = deque()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def read(self, engine: sa.Engine, work: Callable[[WorkerConnection], T]) -> T:
+        """Run work that only reads, at once if few others are under way.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The database refused or failed.
+        """
+        if self._under_way >= READERS:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append((work, future))
+            found: T = await future
+            return found
+        self._under_way += 1
+        try:
+            return await run_in_worker(engine, work, BEGIN)
+        finally:
+            self._ended(engine)
+
+    async def drain(self) -> None:
+        """Wait until every hop for others has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _ended(self, engine: sa.Engine) -> None:
+        self._under_way -= 1
+        while self._waiting and self._under_way < READERS:
+            count = min(MAX_SHARED, len(self._waiting))
+            batch = [self._waiting.popleft() for _ in range(count)]
+            self._under_way += 1
+            # In a context of its own: it works for all callers, not for the one that came first.
+            task = asyncio.create_task(self._share(engine, batch), context=Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _share(self, engine: sa.Engine, batch: Sequence[Waiting]) -> None:
+        wanted = [(work, future) for work, future in batch if not future.done()]
+
+        def all_of(connection: WorkerConnection) -> list[Callable[[], None]]:
+            return [_outcome(connection, work, future) for work, future in wanted]
+
+        try:
+            for tell in await run_in_worker(engine, all_of, BEGIN):
+                tell()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
+            for _, future in wanted:
+                _tell(future, future.set_exception, exc)
+        finally:
+            # Some are left only where this task itself was cancelled, as a closing loop does.
+            for _, future in wanted:
+                future.cancel()
+            self._ended(engine)
+
+
+def _outcome(
+    connection: WorkerConnection, work: Work, future: "asyncio.Future[Any]"
+) -> Callable[[], None]:
+    """Run work, and return what tells its caller, for the event loop's thread."""
+    try:
+        found = work(connection)
+    except Exception as exc:  # noqa: BLE001 - it belongs to that caller alone
+        error = exc
+        return lambda: _tell(future, future.set_exception, error)
+    return lambda: _tell(future, future.set_result, found)
+
+
+def _tell(future: "asyncio.Future[Any]", set_: Callable[[Any], None], value: object) -> None:
+    if not future.done():
+        set_(value)

@@ -1,0 +1,123 @@
+"""A unit of work on a pooled connection of asyncpg, without SQLAlchemy's execution in between."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any, Final, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from checkpointer.execution import DriverConnection
+
+T = TypeVar("T")
+
+_EVENTS: Final = (
+    "engine_connect",
+    "begin",
+    "before_execute",
+    "after_execute",
+    "before_cursor_execute",
+    "after_cursor_execute",
+)
+
+DRIVER: Final = "asyncpg"
+"""The driver that this module knows, as SQLAlchemy's dialect names it."""
+
+
+class WireConnection(DriverConnection):
+    """A connection of asyncpg, which keeps the statements that it has prepared."""
+
+    def __init__(self, driver: Any, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self.driver = driver
+
+    def run(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+        """Run a statement, in one round trip once it is prepared; its rows."""
+        return cast("Iterable[Sequence[Any]]", await_only(self.driver.fetch(sql, *values)))
+
+    def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of values."""
+        await_only(self.driver.executemany(sql, list(rows)))
+
+
+async def run_on_wire(
+    engine: sa.Engine, work: Callable[[WireConnection], T], isolation: str | None = None
+) -> T:
+    """Run work on one of the engine's connections.
+
+    Args:
+        engine: The sync side of an engine of asyncpg.
+        work: Gets the connection.
+        isolation: The level of a transaction round the work; without one, each statement is a
+            transaction of its own.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: The database refused or failed.
+    """
+    try:
+        return cast("T", await greenlet_spawn(_checked_out, engine, work, isolation))
+    except _errors() as exc:
+        raise sa_exc.DBAPIError(None, None, exc) from exc
+
+
+def _checked_out(
+    engine: sa.Engine, work: Callable[[WireConnection], T], isolation: str | None
+) -> T:
+    pooled, driver = _open_connection(engine)
+    try:
+        connection = WireConnection(driver, engine.dialect)
+        return work(connection) if isolation is None else _transact(connection, work, isolation)
+    except BaseException as exc:
+        # A statement that was cut off leaves the connection in a state that nobody knows.
+        if driver.is_closed() or not isinstance(exc, Exception):
+            pooled.invalidate(exc)
+        if driver.is_closed() and isinstance(exc, _errors()):
+            raise sa_exc.DBAPIError(None, None, exc, connection_invalidated=True) from exc
+        raise
+    finally:
+        pooled.close()
+
+
+def _open_connection(engine: sa.Engine) -> tuple[PoolProxiedConnection, Any]:
+    """A pooled connection, and asyncpg's own; not one that the server has closed meanwhile."""
+    while True:
+        pooled = engine.raw_connection()
+        driver = cast("Any", pooled.driver_connection)
+        if not driver.is_closed():
+            return pooled, driver
+        pooled.invalidate()
+        pooled.close()
+
+
+def _transact(connection: WireConnection, work: Callable[[WireConnection], T], level: str) -> T:
+    transaction = connection.driver.transaction(isolation=level.lower().replace(" ", "_"))
+    await_only(transaction.start())
+    try:
+        done = work(connection)
+    except Exception:
+        if not connection.driver.is_closed():
+            await_only(transaction.rollback())
+        raise
+    await_only(transaction.commit())
+    return done
+
+
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What asyncpg raises; imported late, because programs on SQLite do not need it."""
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError
+
+
+def is_watched(engine: sa.Engine) -> bool:
+    """Whether someone wants to see each statement, or changes it: by events, log or options."""
+    dispatch = cast("Any", engine.dispatch)
+    return bool(
+        engine.logger.isEnabledFor(logging.INFO)
+        or engine.get_execution_options()
+        or any(getattr(dispatch, name) for name in _EVENTS)
+    )

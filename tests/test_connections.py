@@ -1,0 +1,421 @@
+"""Connections: who watches them, what is raised when they fail, and that none is left behind."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from schemas import query
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from storing import config, operate, put, statements, stored_rows
+
+from checkpointer import (
+    AsyncSQLAlchemySaver,
+    DatabaseError,
+    DatabaseUnavailableError,
+    create_saver,
+    tables,
+)
+from checkpointer.execution import Connection
+from checkpointer.queries import queries_for
+
+Saver = AsyncSQLAlchemySaver
+Work = Callable[[Connection], Any]
+NewEngine = Callable[..., AsyncEngine]
+
+THREAD = config()
+
+on_postgresql = pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+async def new_engine() -> AsyncIterator[NewEngine]:
+    """Call it for an engine as an application makes it; all are disposed of after the test."""
+    engines: list[AsyncEngine] = []
+
+    def create(url: str | sa.URL, **options: Any) -> AsyncEngine:
+        engines.append(create_async_engine(url, **options))
+        return engines[-1]
+
+    yield create
+    for engine in engines:
+        await engine.dispose()
+
+
+def epoch_row(thread_id: str, epoch: int | None = 1) -> dict[str, Any]:
+    """The row of a thread."""
+    now = datetime.now(UTC)
+    return {"thread_id": thread_id, "epoch": epoch, "created_at": now, "updated_at": now}
+
+
+async def expected_of(url: str) -> tuple[list[object], list[object]]:
+    """What the operations find and leave behind on the driver's own connection."""
+    async with create_saver(url) as saver:
+        with statements() as seen:
+            found = await operate(saver)
+    assert len(seen) > 50
+    return found, stored_rows(url)
+
+
+@pytest.fixture
+def sqlalchemys_log() -> Iterator[logging.Logger]:
+    """SQLAlchemy's logger of statements, left as it was found."""
+    top, logger = logging.getLogger("sqlalchemy"), logging.getLogger("sqlalchemy.engine")
+    level, handlers = logger.level, list(top.handlers)
+    yield logger
+    logger.setLevel(level)
+    top.handlers = handlers
+
+
+class TestWatchedEngines:
+    """What wants to see each statement sees it, and nothing else changes."""
+
+    async def works_the_same(self, engine: AsyncEngine, new_url: Callable[[], str]) -> None:
+        async with create_saver(engine) as saver:
+            with statements() as past_sqlalchemy:
+                found = await operate(saver)
+        assert past_sqlalchemy == []
+        expected, stored = await expected_of(new_url())
+        assert found == expected
+        url = engine.url.render_as_string(hide_password=False)
+        assert stored_rows(url) == stored
+
+    @on_postgresql
+    @pytest.mark.parametrize(
+        "name",
+        ["before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"],
+    )
+    async def test_a_listener(
+        self, new_engine: NewEngine, new_migrated_url: Callable[[], str], name: str
+    ) -> None:
+        engine = new_engine(new_migrated_url())
+        seen: list[object] = []
+        event.listen(engine.sync_engine, name, lambda *_: seen.append(1))
+        await self.works_the_same(engine, new_migrated_url)
+        assert len(seen) > 50
+
+    @on_postgresql
+    async def test_a_listener_to_all_engines(
+        self, new_engine: NewEngine, new_migrated_url: Callable[[], str]
+    ) -> None:
+        engine = new_engine(new_migrated_url())
+        seen: list[object] = []
+
+        def see(connection: sa.Connection, *_: object) -> None:
+            if connection.engine is engine.sync_engine:
+                seen.append(1)
+
+        event.listen(sa.Engine, "before_cursor_execute", see)
+        try:
+            async with create_saver(engine) as saver:
+                await put(saver, THREAD, "1")
+        finally:
+            event.remove(sa.Engine, "before_cursor_execute", see)
+        assert seen
+
+    @on_postgresql
+    @pytest.mark.parametrize("name", ["begin", "engine_connect"])
+    async def test_a_listener_that_sets_up_transactions(
+        self, new_engine: NewEngine, migrated_url: str, name: str
+    ) -> None:
+        engine = new_engine(migrated_url)
+        async with create_saver(engine) as saver:
+            await put(saver, THREAD, "1")
+            seen: list[object] = []
+            event.listen(engine.sync_engine, name, seen.append)
+            await put(saver, THREAD, "2")
+            await saver.adelete_thread("a thread")
+        assert len(seen) >= 2
+
+    @on_postgresql
+    async def test_a_map_of_schemas(self, new_engine: NewEngine, migrated_url: str) -> None:
+        options = {"schema_translate_map": {None: "elsewhere"}}
+        engine = new_engine(migrated_url).execution_options(**options)
+        async with create_saver(engine) as saver:
+            with pytest.raises(DatabaseError):
+                await saver.aget_tuple(THREAD)
+
+    @on_postgresql
+    async def test_echo(
+        self,
+        new_engine: NewEngine,
+        new_migrated_url: Callable[[], str],
+        sqlalchemys_log: logging.Logger,
+    ) -> None:
+        engine = new_engine(new_migrated_url(), echo=True)
+        await self.works_the_same(engine, new_migrated_url)
+
+    @on_postgresql
+    async def test_the_level_of_sqlalchemys_log(
+        self,
+        new_engine: NewEngine,
+        migrated_url: str,
+        sqlalchemys_log: logging.Logger,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine = new_engine(migrated_url)
+        async with create_saver(engine) as saver:
+            await put(saver, THREAD, "1")
+            sqlalchemys_log.setLevel(logging.INFO)
+            caplog.clear()
+            await saver.aget_tuple(THREAD)
+        assert "checkpointer_checkpoints" in caplog.text
+
+    @on_postgresql
+    async def test_psycopg(
+        self, new_engine: NewEngine, new_migrated_url: Callable[[], str]
+    ) -> None:
+        url = sa.make_url(new_migrated_url()).set(drivername="postgresql+psycopg")
+        await self.works_the_same(new_engine(url), new_migrated_url)
+
+
+def missing(connection: Connection) -> object:
+    """Ask for a table that is not there."""
+    return connection.fetch(sa.select(sa.column("x")).select_from(sa.table("missing")))
+
+
+class TestErrors:
+    @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
+    async def test_they_keep_the_drivers_words(self, saver: Saver, way: str) -> None:
+        await put(saver, THREAD, "1")
+        with pytest.raises(DatabaseError, match=r"refused: .*missing") as caught:
+            await getattr(saver._backend, way)(missing)  # noqa: SLF001
+        assert not isinstance(caught.value, DatabaseUnavailableError)
+        cause = caught.value.__cause__
+        assert isinstance(cause, sa_exc.DBAPIError)
+        name = type(cause.orig).__name__
+        assert name in {"OperationalError", "UndefinedTableError"}
+        assert f"{name}: " in str(caught.value)
+        assert cause.__cause__ is cause.orig
+
+    @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
+    async def test_they_leave_the_connection_usable(self, saver: Saver, way: str) -> None:
+        await put(saver, THREAD, "1")
+        for _ in range(25):  # more often than there are connections
+            with pytest.raises(DatabaseError):
+                await getattr(saver._backend, way)(missing)  # noqa: SLF001
+        assert await saver.aget_tuple(THREAD) is not None
+
+    @pytest.mark.parametrize("error", [missing, lambda _: 1 // 0], ids=["database", "work"])
+    async def test_a_transaction_that_fails_stores_nothing(self, saver: Saver, error: Work) -> None:
+        queries = queries_for(saver.engine.dialect.name)
+
+        def work(connection: Connection) -> None:
+            connection.execute(queries.touch_thread, *map(epoch_row, "xyz"))
+            error(connection)
+
+        await put(saver, THREAD, "1")
+        for _ in range(3):
+            with pytest.raises((DatabaseError, ZeroDivisionError)):
+                await saver._backend.write(work)  # noqa: SLF001
+        found = await saver._backend.read(  # noqa: SLF001
+            lambda connection: connection.fetch(sa.select(tables.threads))
+        )
+        assert [row.thread_id for row in found] == ["a thread"]
+
+    async def test_many_rows_fail_whole(self, saver: Saver) -> None:
+        queries = queries_for(saver.engine.dialect.name)
+        rows = [epoch_row("x"), epoch_row("y", None)]
+        await put(saver, THREAD, "1")
+        with pytest.raises(DatabaseError, match=r"(?i)not.null"):
+            await saver._backend.write(  # noqa: SLF001
+                lambda connection: connection.execute(queries.touch_thread, *rows)
+            )
+        assert await saver.aget_tuple(THREAD) is not None
+
+    @on_postgresql
+    @pytest.mark.parametrize("level", [None, "SERIALIZABLE", "AUTOCOMMIT"])
+    async def test_transactions_have_the_level_that_was_asked_for(
+        self, migrated_url: str, level: Any
+    ) -> None:
+        shown = sa.select(sa.func.current_setting("transaction_isolation").label("level"))
+        options = {} if level is None else {"isolation_level": level}
+        async with create_saver(migrated_url, engine_options=options) as saver:
+            for way, expected in (
+                ("read_snapshot", "repeatable read"),
+                ("write", "read committed"),
+            ):
+                ((found,),) = await getattr(saver._backend, way)(  # noqa: SLF001
+                    lambda connection: connection.fetch(shown)
+                )
+                assert found == expected
+
+
+def terminate(url: str) -> int:
+    """End all other sessions of a database; how many."""
+    libpq = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(libpq, autocommit=True) as connection:
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        ended = connection.execute(
+            f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}".encode()
+        )
+        return len(ended.fetchall())
+
+
+SLEEP = sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float)).label("slept"))
+
+
+async def sleeping(saver: Saver, way: str) -> "asyncio.Task[Any]":
+    """A task that waits for the database by now."""
+    work = getattr(saver._backend, way)(  # noqa: SLF001
+        lambda connection: connection.fetch(SLEEP, {"seconds": 60})
+    )
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    return task
+
+
+@on_postgresql
+class TestLostConnections:
+    @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
+    async def test_a_session_that_ends_within_a_statement(
+        self, saver: Saver, migrated_url: str, way: str
+    ) -> None:
+        await put(saver, THREAD, "1")
+        task = await sleeping(saver, way)
+        assert terminate(migrated_url) >= 1
+        with pytest.raises(DatabaseUnavailableError, match=r"cannot be reached: \w+Error: "):
+            await task
+        assert await saver.aget_tuple(THREAD) is not None
+
+    @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "unnoticed"])
+    async def test_a_restart_fails_one_call_at_most(
+        self, saver: Saver, migrated_url: str, *, noticed: bool
+    ) -> None:
+        await put(saver, THREAD, "1")
+        await asyncio.gather(*(saver.aget_tuple(config(n)) for n in range(100)))
+        assert terminate(migrated_url) > 5
+        if noticed:
+            await asyncio.sleep(0.2)
+        failed = 0
+        for _ in range(30):
+            try:
+                await saver.aget_tuple(THREAD)
+            except DatabaseUnavailableError:
+                failed += 1
+        assert failed <= 1
+
+    async def test_pre_ping_finds_it_before(self, migrated_url: str) -> None:
+        options = {"pool_pre_ping": True}
+        async with create_saver(migrated_url, engine_options=options) as saver:
+            await put(saver, THREAD, "1")
+            assert terminate(migrated_url) >= 1
+            assert await saver.aget_tuple(THREAD) is not None
+
+    @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
+    async def test_a_call_that_is_cancelled_leaves_no_connection_behind(
+        self, migrated_url: str, way: str
+    ) -> None:
+        options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+        async with create_saver(migrated_url, engine_options=options) as saver:
+            await put(saver, THREAD, "1")
+            for _ in range(3):
+                task = await sleeping(saver, way)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert await saver.aget_tuple(THREAD) is not None
+            assert saver.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    async def test_a_call_that_is_cancelled_ends_in_the_database_too(
+        self, saver: Saver, migrated_url: str
+    ) -> None:
+        task = await sleeping(saver, "read")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        running = (
+            "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^SELECT pg_sleep'"
+        )
+        for _ in range(50):
+            if not query(migrated_url, running):
+                break
+            await asyncio.sleep(0.1)
+        assert query(migrated_url, running) == []
+
+
+@on_sqlite
+class TestSQLite:
+    async def test_a_row_factory_of_the_application(
+        self, new_engine: NewEngine, new_migrated_url: Callable[[], str]
+    ) -> None:
+        url = new_migrated_url()
+        engine = new_engine(url)
+
+        def connect(connection: Any, record: object) -> None:
+            connection.driver_connection.row_factory = sqlite3.Row
+
+        event.listen(engine.sync_engine, "connect", connect)
+        async with create_saver(engine) as saver:
+            found = await operate(saver)
+        async with engine.connect() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            assert isinstance(next(iter(await raw.execute_fetchall("SELECT 1"))), sqlite3.Row)
+        expected, stored = await expected_of(new_migrated_url())
+        assert found == expected
+        assert stored_rows(url) == stored
+
+    @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
+    async def test_a_call_that_is_cancelled_stops_nobody(self, saver: Saver, way: str) -> None:
+        await put(saver, THREAD, "1")
+        queries = queries_for("sqlite")
+        begun: list[object] = []
+
+        def slow(connection: Connection) -> object:
+            begun.append(connection)
+            time.sleep(0.2)
+            return connection.fetch(queries.digests, {"thread_id": "a thread"})
+
+        tasks = [asyncio.create_task(getattr(saver._backend, way)(slow)) for _ in range(5)]  # noqa: SLF001
+        while not begun:  # noqa: ASYNC110 - a thread tells no event
+            await asyncio.sleep(0.01)
+        for task in tasks[:4]:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(one, asyncio.CancelledError) for one in ended] == [True] * 4 + [False]
+        assert ended[4] == []
+        await put(saver, THREAD, "2")
+        assert len([one async for one in saver.alist(THREAD)]) == 2
+        assert saver.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    async def test_reads_that_share_a_hop_fail_alone(self, saver: Saver) -> None:
+        await put(saver, THREAD, "1")
+
+        async def read(number: int) -> Any:
+            if number % 3 == 0:
+                return await saver._backend.read(missing)  # noqa: SLF001
+            return await saver.aget_tuple(THREAD)
+
+        found = await asyncio.gather(*map(read, range(90)), return_exceptions=True)
+        for number, one in enumerate(found):
+            assert isinstance(one, DatabaseError) == (number % 3 == 0), one
+        assert None not in found
+
+    async def test_a_migration_is_inside_its_transaction(self, migrated_url: str) -> None:
+        async with create_saver(migrated_url) as saver:
+            database = saver._backend.database  # noqa: SLF001
+
+            def fail(core: sa.Connection) -> None:
+                core.execute(sa.text("CREATE TABLE mine (a INTEGER)"))
+                with (
+                    closing(
+                        sqlite3.connect(database.engine.url.database or "", timeout=0)
+                    ) as other,
+                    pytest.raises(sqlite3.OperationalError, match="locked"),
+                ):
+                    other.execute("BEGIN IMMEDIATE")
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await database.migrate(fail)
+        assert query(migrated_url, "SELECT * FROM sqlite_master WHERE name = 'mine'") == []
