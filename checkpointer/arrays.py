@@ -29,7 +29,7 @@ def put_at_once(dialect: Dialect, names: frozenset[str]) -> AnySelect:
     """A whole batch in one statement: rows come as one array a column (see `arrays`).
 
     The threads' rows are touched first, because all else waits for the epochs that this
-    returns. If one of them is not the expected one, nothing is stored; the epochs tell.
+    returns. If one of them is not the wanted one, nothing is stored, and `held` is not true.
 
     Args:
         dialect: The kind of database.
@@ -49,25 +49,25 @@ def put_at_once(dialect: Dialect, names: frozenset[str]) -> AnySelect:
         .returning(threads.c.thread_id, threads.c.epoch)
         .cte("touched")
     )
-    # Side by side in the order of the ids, as they are given: a join would compare each with
-    # each.
-    in_order = postgresql.aggregate_order_by(touched.c.epoch, touched.c.thread_id)
-    epochs = sa.select(sa.func.array_agg(in_order)).scalar_subquery()
-    expected = bindparam("expected", type_=postgresql.ARRAY(sa.BigInteger))
-    pairs = sa.func.unnest(epochs, expected).table_valued("found", "expected").render_derived()
-    fits = sa.func.coalesce(pairs.c.expected, pairs.c.found) == pairs.c.found
-    held = sa.select(sa.func.bool_and(fits)).select_from(pairs).scalar_subquery()
+    # Side by side in the order of the ids: a join would compare each with each.
+    wanted = _unnested("wanted", threads.c.thread_id, threads.c.epoch)
+    both = sa.func.unnest(_in_order(touched), _in_order(wanted))
+    pairs = both.table_valued("found", "wanted").render_derived()
+    fits = sa.func.coalesce(pairs.c.wanted, pairs.c.found) == pairs.c.found
+    held = sa.select(sa.func.bool_and(fits).label("held")).select_from(pairs).cte("held")
+    is_held = sa.select(held.c.held).scalar_subquery()
 
     def put(name: str, table: sa.Table) -> Any:
         rows = _unnested(name, *table.c)
         columns = table.c.keys()
         values = sa.select(*(_as_stored(rows.c[c], table.c[c].type) for c in columns))
-        statement = insert(table).from_select(columns, values.where(held))
+        statement = insert(table).from_select(columns, values.where(is_held))
         replaces = name in REPLACING
         return replacing(statement) if replaces else statement.on_conflict_do_nothing()
 
     puts = [put(name, table).cte(f"put_{name}") for name, table in PUTS.items() if name in names]
-    return sa.select(touched.c.thread_id, touched.c.epoch).add_cte(*puts)
+    found = sa.select(touched.c.thread_id, touched.c.epoch, is_held.label("held"))
+    return found.add_cte(*puts)
 
 
 @cache
@@ -108,6 +108,12 @@ def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias
         *(sa.column(column, type_) for column, type_ in types), name=f"given_{name}"
     )
     return derived.render_derived()
+
+
+def _in_order(rows: sa.FromClause) -> sa.ScalarSelect[Any]:
+    """The epochs of some threads as one array, in the order of the threads' ids."""
+    epochs = postgresql.aggregate_order_by(rows.c.epoch, rows.c.thread_id.collate("C"))
+    return sa.select(sa.func.array_agg(epochs)).scalar_subquery()
 
 
 def _as_stored(

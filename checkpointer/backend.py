@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
+from weakref import ref
+
+from sqlalchemy import event
 
 from checkpointer import schema
 from checkpointer.bridge import Bridge
@@ -29,6 +32,17 @@ async def off_loop(work: Callable[[], T], size: int) -> T:
     return await asyncio.to_thread(work) if size >= OFF_LOOP else work()
 
 
+def _forgetting(last: LastCheckpoints) -> Callable[..., None]:
+    """What clears a memory, without keeping it alive for an engine that outlives the saver."""
+    memory = ref(last)
+
+    def forget(*_: object) -> None:
+        if (known := memory()) is not None:
+            known.clear()
+
+    return forget
+
+
 class Backend:
     """Runs a saver's work on its database, on its event loop, with a checked schema, until closed.
 
@@ -44,6 +58,9 @@ class Backend:
             queries_for(database.dialect.name), ChunkCache(cache_bytes), LastCheckpoints()
         )
         self._writer = Writer(database, self.store)
+        # A connection was lost: what comes back may have lost its last commits.
+        self._forget = _forgetting(self.store.last)
+        event.listen(database.engine.sync_engine, "invalidate", self._forget)
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
         self.closed = False
@@ -90,6 +107,8 @@ class Backend:
             self._idle.clear()
             await self._idle.wait()
         await self._writer.drain()
+        if event.contains(self.database.engine.sync_engine, "invalidate", self._forget):
+            event.remove(self.database.engine.sync_engine, "invalidate", self._forget)
         await self.database.dispose()
 
     def check_open(self) -> None:

@@ -223,22 +223,6 @@ def join(tree: Tree, chunks: Mapping[bytes, bytes]) -> bytes:
     return assemble(tree, chunks).data
 
 
-def digests_of(tree: Tree | None, chunks: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """All digests that `tree` names, nodes included.
-
-    Raises:
-        ChunkError: A node is missing.
-    """
-    if tree is None:
-        return frozenset()
-    level = split_digests(tree.digests)
-    found = set(level)
-    for _ in range(tree.depth):
-        level = split_digests(b"".join(_get_all(chunks, level)))
-        found.update(level)
-    return frozenset(found)
-
-
 def union(sets: Iterable[frozenset[bytes]]) -> frozenset[bytes]:
     """The union of sets of digests, which is one of them if the others are empty."""
     filled = [digests for digests in sets if digests]

@@ -170,7 +170,7 @@ class PostgreSQL(Dialect):
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run single statements, each a transaction of its own: one round trip a batch."""
-        return await self.read(engine, work)
+        return await self._run(engine, work, None)
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """PostgreSQL's INSERT."""

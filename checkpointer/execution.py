@@ -7,7 +7,6 @@ time: as long as the statement itself.
 from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
@@ -150,10 +149,14 @@ class Compiled:
         return rows
 
 
-@lru_cache(maxsize=1024)
 def compiled_for(statement: Any, dialect: sa.Dialect) -> Compiled:
     """A statement, compiled for a dialect once; statements are told apart by identity."""
-    return Compiled(statement, dialect)
+    # With the dialect, so that it goes when the engine goes.
+    known: dict[Any, Compiled] = vars(dialect).setdefault("_checkpointer_compiled", {})
+    compiled = known.get(statement)
+    if compiled is None:
+        compiled = known[statement] = Compiled(statement, dialect)
+    return compiled
 
 
 def _filled(items: Sequence[Any]) -> Sequence[Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from checkpointer.arrays import PUTS, arrays, put_at_once
+from checkpointer.errors import DatabaseError
 from checkpointer.execution import Connection
 from checkpointer.records import Put, PutCheckpoint, ReuseError
 from checkpointer.store import Store, batched, new_epoch, same_life
@@ -65,14 +66,19 @@ def _put_at_once(connection: Connection, store: Store, batch: Sequence[Put]) -> 
     """
     expected: Mapping[str, int | None] = _expected_epochs(store, batch)
     while True:
-        found = _execute_at_once(connection, store, batch, expected)
-        if all(expected[thread_id] in {None, epoch} for thread_id, epoch in found.items()):
+        found, held = _execute_at_once(connection, store, batch, expected)
+        if held:
             return found
+        if found == expected:
+            raise DatabaseError(
+                f"found that the database refused {len(batch)} puts under the epochs that it holds "
+                f"itself, expected that it stores them; report this, with the server's version"
+            )
         expected = found
 
 
 def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None]:
-    """The epoch under which each thread's chunks were learned, the newest of its namespaces'."""
+    """An epoch under which each thread's chunks were learned; its namespaces may know others."""
     expected: dict[str, int | None] = {}
     for one in batch:
         thread_id = one.namespace.thread_id
@@ -91,7 +97,8 @@ def _execute_at_once(
     store: Store,
     batch: Sequence[Put],
     expected: Mapping[str, int | None],
-) -> dict[str, int]:
+) -> tuple[dict[str, int], bool]:
+    """Send a batch; the epoch of each thread, and whether the batch was stored."""
     rows = _rows(store, batch, expected)
     sets = {name: list(getattr(rows, name).values()) for name in PUTS}
     sets["checkpoints"] = [
@@ -100,7 +107,8 @@ def _execute_at_once(
     names = sorted(expected)
     given: dict[str, Any] = {
         "now": datetime.now(UTC),
-        "expected": [expected[name] for name in names],
+        "wanted_thread_id": names,
+        "wanted_epoch": [expected[name] for name in names],
         "threads_thread_id": names,
         "threads_epoch": [new_epoch() for _ in names],
     }
@@ -109,7 +117,7 @@ def _execute_at_once(
             given |= arrays(name, PUTS[name].c.keys(), some)
     filled = frozenset(name for name, some in sets.items() if some)
     result = connection.fetch(put_at_once(store.queries.dialect, filled), given)
-    return {row.thread_id: row.epoch for row in result}
+    return {row.thread_id: row.epoch for row in result}, all(row.held for row in result)
 
 
 def _touched(connection: Connection, store: Store, batch: Iterable[Put]) -> Epochs:
@@ -121,7 +129,7 @@ def _touched(connection: Connection, store: Store, batch: Iterable[Put]) -> Epoc
     now = datetime.now(UTC)
     found: dict[str, Any] = {}
     for some in batched(names, store.queries.dialect.max_list):
-        given = {"thread_ids": some, "touched_after": now - TOUCH_INTERVAL}
+        given = {"thread_ids": some, "touched_after": now - TOUCH_INTERVAL, "now": now}
         rows = connection.fetch(store.queries.epochs_and_touch, given)
         found |= {row.thread_id: row for row in rows}
     stale = [name for name in names if name not in found or not found[name].touched]

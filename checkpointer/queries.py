@@ -42,10 +42,12 @@ class Queries:
         )
         named = self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
         self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(named)
-        touched_after = bindparam("touched_after", type_=threads.c.updated_at.type)
-        self.epochs_and_touch = self.epochs.add_columns(
-            (threads.c.updated_at >= touched_after).label("touched")
+        # No later than now: a clock may have been set back.
+        lately = threads.c.updated_at.between(
+            bindparam("touched_after", type_=threads.c.updated_at.type),
+            bindparam("now", type_=threads.c.updated_at.type),
         )
+        self.epochs_and_touch = self.epochs.add_columns(lately.label("touched"))
         self.put_chunk = insert(chunks).on_conflict_do_nothing()
         self.put_checkpoint = replacing(insert(checkpoints))
         self.put_write = insert(writes).on_conflict_do_nothing()

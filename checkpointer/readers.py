@@ -59,18 +59,23 @@ class Readers:
 
     def _ended(self, engine: sa.Engine) -> None:
         self._under_way -= 1
-        while self._waiting and self._under_way < READERS:
-            count = min(MAX_SHARED, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(count)]
+        while self._under_way < READERS and (batch := self._take()):
             self._under_way += 1
             # In a context of its own: it works for all callers, not for the one that came first.
             task = asyncio.create_task(self._share(engine, batch), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _share(self, engine: sa.Engine, batch: Sequence[Waiting]) -> None:
-        wanted = [(work, future) for work, future in batch if not future.done()]
+    def _take(self) -> list[Waiting]:
+        """The next that share a hop, without those whose callers were cancelled."""
+        batch: list[Waiting] = []
+        while self._waiting and len(batch) < MAX_SHARED:
+            work, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((work, future))
+        return batch
 
+    async def _share(self, engine: sa.Engine, wanted: Sequence[Waiting]) -> None:
         def all_of(connection: WorkerConnection) -> list[Callable[[], None]]:
             return [_outcome(connection, work, future) for work, future in wanted]
 

@@ -203,7 +203,9 @@ class Store:
                 if not missing:
                     return chunks, complete
                 # Only once all that is at hand was followed, so that one question asks for all.
-                read = self._read_chunks(connection, thread_ids, missing, nodes_only=nodes_only)
+                # Where nothing is at hand, all below is missing too; elsewhere, hardly any of it.
+                follow = not chunks and not nodes_only
+                read = self._read_chunks(connection, thread_ids, missing, follow=follow)
                 self.cache.put_many(read.items())
                 wanted = {named for named in missing if named[0] in read}
                 complete = complete and len(wanted) == len(missing)
@@ -215,15 +217,19 @@ class Store:
         thread_ids: Sequence[str],
         named: Iterable[Named],
         *,
-        nodes_only: bool,
+        follow: bool,
     ) -> dict[bytes, bytes]:
         """Chunks from the database, without those whose bytes do not match their digest.
 
-        Those below them as well, where the database can follow nodes by itself.
+        Args:
+            connection: Where to read.
+            thread_ids: The threads that they belong to.
+            named: Which.
+            follow: Read those below them as well, if the database can follow nodes by itself.
         """
         found: dict[bytes, bytes] = {}
         dialect = self.queries.dialect
-        follow = dialect.has_arrays and not nodes_only
+        follow = follow and dialect.has_arrays
         statement = chunks_below(dialect) if follow else self.queries.chunks
         for some in batched(sorted(named), dialect.max_list):
             digests, depths = map(list, zip(*some, strict=True))

@@ -7,9 +7,10 @@ from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from checkpointer.errors import DatabaseError
 from checkpointer.execution import DriverConnection
 
 T = TypeVar("T")
@@ -17,6 +18,8 @@ T = TypeVar("T")
 _EVENTS: Final = (
     "engine_connect",
     "begin",
+    "commit",
+    "rollback",
     "before_execute",
     "after_execute",
     "before_cursor_execute",
@@ -59,7 +62,7 @@ async def run_on_wire(
     """
     try:
         return cast("T", await greenlet_spawn(_checked_out, engine, work, isolation))
-    except _errors() as exc:
+    except (*_errors(), cast("Any", engine.dialect).loaded_dbapi.Error) as exc:
         raise sa_exc.DBAPIError(None, None, exc) from exc
 
 
@@ -71,8 +74,9 @@ def _checked_out(
         connection = WireConnection(driver, engine.dialect)
         return work(connection) if isolation is None else _transact(connection, work, isolation)
     except BaseException as exc:
-        # A statement that was cut off leaves the connection in a state that nobody knows.
-        if driver.is_closed() or not isinstance(exc, Exception):
+        # What was cut off leaves the connection in a state that nobody knows.
+        cut_off = isinstance(exc, TimeoutError) or not isinstance(exc, Exception)
+        if cut_off or driver.is_closed() or driver.is_in_transaction():
             pooled.invalidate(exc)
         if driver.is_closed() and isinstance(exc, _errors()):
             raise sa_exc.DBAPIError(None, None, exc, connection_invalidated=True) from exc
@@ -82,14 +86,27 @@ def _checked_out(
 
 
 def _open_connection(engine: sa.Engine) -> tuple[PoolProxiedConnection, Any]:
-    """A pooled connection, and asyncpg's own; not one that the server has closed meanwhile."""
-    while True:
-        pooled = engine.raw_connection()
-        driver = cast("Any", pooled.driver_connection)
-        if not driver.is_closed():
-            return pooled, driver
+    """A pooled connection, and asyncpg's own; not one that the server has closed meanwhile.
+
+    Raises:
+        DatabaseError: The application has a transaction open on it.
+    """
+    pooled = engine.raw_connection()
+    while (driver := cast("Any", pooled.driver_connection)).is_closed():
         pooled.invalidate()
         pooled.close()
+        pooled = engine.raw_connection()
+    if driver.is_in_transaction():
+        if isinstance(engine.pool, StaticPool):
+            pooled.close()
+            raise DatabaseError(
+                "found a transaction of the application's on the connection, expected one that is "
+                "free; give the saver an engine of its own, or one whose pool has more connections"
+            )
+        # A listener to the pool's events has sent something, a SET for example, which SQLAlchemy
+        # puts into a transaction; without an end, our statements would go into it, and be lost.
+        pooled.commit()
+    return pooled, driver
 
 
 def _transact(connection: WireConnection, work: Callable[[WireConnection], T], level: str) -> T:

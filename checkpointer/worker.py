@@ -23,7 +23,8 @@ from checkpointer.projection import contains_json
 T = TypeVar("T")
 
 _SETTINGS: Final[dict[str, Any]] = {"isolation_level": None}
-"""With these, the driver neither opens nor closes a transaction by itself."""
+"""With these, the driver neither opens nor closes a transaction by itself. They are set from the
+last to the first: in the mode of Python 3.12, `isolation_level` has no meaning."""
 if sys.version_info >= (3, 12):
     _SETTINGS["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
 
@@ -115,37 +116,39 @@ def _hop(engine: sa.Engine, transact: Callable[[WorkerConnection], T]) -> T:
 def _transact(connection: WorkerConnection, work: Callable[[WorkerConnection], T], begin: str) -> T:
     """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
     raw = connection.raw
-    with _driver_autocommit(raw):
+    with _driver_autocommit(raw), _rolling_back(raw):
         raw.execute(begin)
-        try:
-            done = work(connection)
-            if raw.in_transaction:  # unless SQLAlchemy's own connection has committed it
-                raw.execute("COMMIT")
-        except BaseException:
-            if raw.in_transaction:
-                raw.rollback()
-            raise
+        done = work(connection)
+        raw.execute("COMMIT")
     return done
 
 
 def _transact_core(
     connection: WorkerConnection, work: Callable[[sa.Connection], T], begin: str
 ) -> T:
+    raw = connection.raw
     engine = sa.create_engine(
         "sqlite://",
-        creator=lambda: connection.raw,
+        creator=lambda: raw,
         poolclass=StaticPool,
         pool_reset_on_return=None,
         hide_parameters=True,
     )
-    # Before the transaction: connecting looks at the database, and rolls back.
-    with engine.connect() as core:
+    # Connected before the transaction, because connecting rolls back.
+    with _driver_autocommit(raw), engine.connect() as core, _rolling_back(raw):
+        raw.execute(begin)
+        with core.begin():
+            return work(core)
 
-        def committed(_: WorkerConnection) -> T:
-            with core.begin():
-                return work(core)
 
-        return _transact(connection, committed, begin)
+@contextmanager
+def _rolling_back(raw: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if raw.in_transaction:  # also after a COMMIT that failed
+            raw.rollback()
+        raise
 
 
 def _driver_autocommit(raw: sqlite3.Connection) -> AbstractContextManager[None]:

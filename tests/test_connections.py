@@ -12,11 +12,13 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from schemas import query
+from asyncpg.transaction import Transaction  # type: ignore[import-untyped]
+from schemas import execute, query
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from storing import config, operate, put, statements, stored_rows
+from sqlalchemy.pool import StaticPool
+from storing import LARGE, config, operate, put, statements, stored_rows
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -179,6 +181,78 @@ class TestWatchedEngines:
         await self.works_the_same(new_engine(url), new_migrated_url)
 
 
+def sending(statement: str) -> Callable[..., None]:
+    """A listener to a pool's events that sends SQL, as to tell a server's tenants apart."""
+
+    def send(connection: Any, *_: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+
+    return send
+
+
+async def latest(url: str) -> str | None:
+    """The id of the thread's latest checkpoint, as another process finds it."""
+    async with create_saver(url) as other:
+        found = await other.aget_tuple(THREAD)
+    return found and found.checkpoint["id"]
+
+
+@on_postgresql
+class TestSharedPools:
+    """What an application does with its pool meanwhile loses none of our puts, nor its own work."""
+
+    @pytest.mark.parametrize("name", ["connect", "checkout"])
+    async def test_a_listener_that_sends_sql(
+        self, new_engine: NewEngine, migrated_url: str, name: str
+    ) -> None:
+        engine = new_engine(migrated_url)
+        event.listen(engine.sync_engine, name, sending("SET application_name TO 'a tenant'"))
+        shown = sa.select(sa.func.current_setting("application_name").label("name"))
+        async with create_saver(engine) as saver:
+            await put(saver, THREAD, "1")
+            assert await latest(migrated_url) == "1"
+            async with engine.connect() as held:  # so that the pool opens one more
+                await held.execute(sa.text("SELECT 1"))
+                await put(saver, THREAD, "2")
+                assert await latest(migrated_url) == "2"
+                found = await saver._backend.read(lambda connection: connection.fetch(shown))  # noqa: SLF001
+        assert [row.name for row in found] == ["a tenant"]
+
+    @pytest.mark.parametrize("name", ["connect", "checkout"])
+    async def test_a_listener_that_fails(
+        self, new_engine: NewEngine, migrated_url: str, name: str
+    ) -> None:
+        engine = new_engine(migrated_url)
+        fail = sending("SET ROLE nobody")
+        async with create_saver(engine) as saver:
+            await put(saver, THREAD, "1")
+            async with engine.connect() as held:
+                await held.execute(sa.text("SELECT 1"))
+                event.listen(engine.sync_engine, name, fail)
+                for _ in range(20):  # more often than there are connections
+                    with pytest.raises(DatabaseError, match=r'"nobody" does not exist'):
+                        await saver.aget_tuple(THREAD)
+                event.remove(engine.sync_engine, name, fail)
+            assert await saver.aget_tuple(THREAD) is not None
+
+    async def test_a_transaction_on_the_only_connection_is_refused(
+        self, new_engine: NewEngine, migrated_url: str
+    ) -> None:
+        engine = new_engine(migrated_url, poolclass=StaticPool)
+        async with create_saver(engine) as saver:
+            await put(saver, THREAD, "1")
+            async with engine.connect() as connection:
+                await connection.execute(sa.text("CREATE TABLE mine (a INTEGER)"))
+                with pytest.raises(DatabaseError, match=r"transaction of the application.*its own"):
+                    await put(saver, THREAD, "2")
+            assert await latest(migrated_url) == "1"
+            assert query(migrated_url, "SELECT to_regclass('mine')::text") == [(None,)]
+            await put(saver, THREAD, "3")
+            assert await latest(migrated_url) == "3"
+
+
 def missing(connection: Connection) -> object:
     """Ask for a table that is not there."""
     return connection.fetch(sa.select(sa.column("x")).select_from(sa.table("missing")))
@@ -328,6 +402,42 @@ class TestLostConnections:
                 assert await saver.aget_tuple(THREAD) is not None
             assert saver.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
+    @pytest.mark.parametrize("pre_ping", [False, True])
+    async def test_what_comes_back_may_lack_the_last_commits(
+        self, migrated_url: str, *, pre_ping: bool
+    ) -> None:
+        options = {"pool_pre_ping": pre_ping}
+        async with create_saver(migrated_url, engine_options=options) as saver:
+            parent = await put(saver, THREAD, "1", a=LARGE)
+            tables = ("checkpoints", "chunks")
+            execute(migrated_url, *(f"DELETE FROM checkpointer_{name}" for name in tables))
+            assert terminate(migrated_url) >= 1
+            await asyncio.sleep(0.2)  # the driver has noticed by now
+            await put(saver, parent, "2", a=LARGE, b="new")
+        async with create_saver(migrated_url) as other:
+            found = await other.aget_tuple(THREAD)
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"a": LARGE, "b": "new"}
+
+    async def test_a_transaction_whose_start_times_out_takes_no_later_put_along(
+        self, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = Transaction.start
+
+        async def start_late(self: Any) -> None:
+            await start(self)
+            raise TimeoutError
+
+        options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+        async with create_saver(migrated_url, engine_options=options) as saver:
+            await put(saver, THREAD, "1")
+            with monkeypatch.context() as patch:
+                patch.setattr(Transaction, "start", start_late)
+                with pytest.raises(DatabaseUnavailableError):
+                    await saver.adelete_thread("nobody")
+            await put(saver, THREAD, "2")
+            assert await latest(migrated_url) == "2"
+
     async def test_a_call_that_is_cancelled_ends_in_the_database_too(
         self, saver: Saver, migrated_url: str
     ) -> None:
@@ -400,6 +510,22 @@ class TestSQLite:
         for number, one in enumerate(found):
             assert isinstance(one, DatabaseError) == (number % 3 == 0), one
         assert None not in found
+
+    async def test_shared_reads_whose_callers_are_gone_start_nothing(self, saver: Saver) -> None:
+        """A loop that closes cancels all tasks once, and waits for these alone."""
+        await put(saver, THREAD, "1")
+        before = asyncio.all_tasks()
+        reads = [asyncio.create_task(saver.aget_tuple(THREAD)) for _ in range(300)]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in reads)
+
+        cancelled = asyncio.all_tasks() - before
+        for one in cancelled:
+            one.cancel()
+        await asyncio.gather(*cancelled, return_exceptions=True)
+
+        assert asyncio.all_tasks() == before
+        assert await saver.aget_tuple(THREAD) is not None
 
     async def test_a_migration_is_inside_its_transaction(self, migrated_url: str) -> None:
         async with create_saver(migrated_url) as saver:

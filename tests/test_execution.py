@@ -1,18 +1,20 @@
 """Statements on a driver's own connection give what SQLAlchemy's `Connection.execute` gives."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from weakref import ref
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.aiosqlite import dialect as aiosqlite_dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
-from storing import config, operate
+from storing import config, operate, put
 
-from checkpointer import AsyncSQLAlchemySaver, tables
+from checkpointer import AsyncSQLAlchemySaver, create_saver, tables
 from checkpointer.execution import (
     NOTHING,
     Compiled,
@@ -273,13 +275,13 @@ class TestTypes:
             rows = [thread_row(n, at, 1 << 62) for n, at in enumerate(moments)]
             connection.execute(queries.touch_thread, *rows)
             connection.execute(queries.touch_thread, rows[1])
-            given = {"thread_ids": ["0", "1", "2"], "touched_after": NOW}
+            given = {"thread_ids": ["0", "1", "2"], "touched_after": NOW, "now": NOW}
             return comparable(connection.fetch(queries.epochs_and_touch, given)), content(
                 connection
             )
 
         touched, found = await two_ways.same(work)
-        assert [values[2] for _, values in touched] == [(bool, True), (bool, True), (bool, False)]
+        assert [bool(values[2][1]) for _, values in touched] == [True, True, False]
         (of_threads,) = [rows for rows in found if rows]
         assert [values[3][1] for _, values in of_threads] == moments
         assert {values[3][1].tzinfo for _, values in of_threads} == {UTC}
@@ -392,6 +394,19 @@ class TestCompiled:
     def test_a_statement_is_compiled_once_for_a_dialect(self) -> None:
         statement, dialect = queries_for("sqlite").chunks, aiosqlite_dialect()
         assert compiled_for(statement, dialect) is compiled_for(statement, dialect)
+
+    # SQLAlchemy itself keeps the dialects of the last 128 engines of PostgreSQL.
+    @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+    async def test_statements_go_with_their_engine(self, migrated_url: str) -> None:
+        async def use() -> ref[sa.Dialect]:
+            async with create_saver(migrated_url) as saver:
+                await put(saver, config(), "1")
+                await saver.aget_tuple(config())
+                return ref(saver.engine.dialect)
+
+        dialects = [await use() for _ in range(3)]
+        gc.collect()
+        assert [one() for one in dialects] == [None, None, None]
 
     def test_a_parameter_that_is_missing_is_an_error(self) -> None:
         with pytest.raises(KeyError, match="checkpoint_ns"):

@@ -3,17 +3,21 @@
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from databases import PostgreSQLDatabases
 from langgraph.checkpoint.base import Checkpoint
+from schemas import execute
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
-from storing import checkpoint, config, put
+from storing import batches, checkpoint, config, put, statements
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -21,6 +25,7 @@ from checkpointer import (
     DatabaseUnavailableError,
     EventLoopError,
     create_saver,
+    puts,
 )
 from checkpointer.records import Namespace
 
@@ -71,6 +76,69 @@ async def test_a_transaction_of_the_application_is_refused_and_not_committed() -
     assert await saver.aget_tuple(THREAD) is None
     await saver.aclose()
     await engine.dispose()
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_migration_ends_no_transaction_of_the_application(*, used: bool) -> None:
+    engine = create_async_engine("sqlite+aiosqlite://", pool_reset_on_return=None)
+    saver = create_saver(engine)
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE mine (a)"))
+    if used:
+        await put(saver, THREAD, "1")
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("INSERT INTO mine VALUES (1)"))
+        with pytest.raises(DatabaseError, match=r"transaction of the application.*of its own"):
+            await saver.setup()
+    async with engine.begin() as connection:
+        assert (await connection.execute(sa.text("SELECT count(*) FROM mine"))).scalar() == 1
+    await saver.setup()
+    await put(saver, THREAD, "2")
+    await saver.aclose()
+    await engine.dispose()
+
+
+@pytest.fixture
+def cyrillic_url(postgres_url: str) -> Iterator[str]:
+    """A database whose encoding orders letters otherwise than their code points."""
+    name = f"checkpointer_test_{uuid4().hex}"
+    options = "TEMPLATE template0 ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C'"
+    execute(postgres_url, f"CREATE DATABASE {name} {options}")
+    parsed = sa.make_url(postgres_url).set(drivername="postgresql+asyncpg", database=name)
+    url = parsed.render_as_string(hide_password=False)
+    yield url
+    PostgreSQLDatabases(postgres_url).drop(url)
+
+
+async def test_threads_are_told_apart_whatever_the_databases_order(cyrillic_url: str) -> None:
+    threads = [config("\N{CYRILLIC SMALL LETTER IO}"), config("\N{CYRILLIC SMALL LETTER YA}")]
+    async with create_saver(cyrillic_url) as saver:
+        await saver.setup()
+        at = [await put(saver, one, "1", a="x" * 1000) for one in threads]
+        with statements() as seen:
+            await asyncio.gather(*(put(saver, one, "2", a="y" * 1000) for one in at))
+        found = [await saver.aget_tuple(one) for one in threads]
+    assert [one and one.checkpoint["id"] for one in found] == ["2", "2"]
+    assert batches(seen) == 1
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+async def test_a_batch_that_the_database_leaves_out_is_an_error(
+    saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(saver, THREAD, "1")
+    execute_at_once = puts._execute_at_once  # noqa: SLF001
+    tries: list[int] = []
+
+    def not_held(*args: Any) -> tuple[dict[str, int], bool]:
+        tries.append(1)
+        assert len(tries) < 5
+        return execute_at_once(*args)[0], False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(puts, "_execute_at_once", not_held)
+        with pytest.raises(DatabaseError, match="refused 1 puts"):
+            await put(saver, THREAD, "2")
 
 
 @pytest.mark.parametrize("name", ["missing/x.db", "junk.db"])

@@ -22,6 +22,7 @@ from checkpointer import AsyncSQLAlchemySaver, backend, chunking, create_saver
 from checkpointer.cache import ENTRY_OVERHEAD, ChunkCache
 from checkpointer.chunking import HEAD_SIZE, Cut, Tree, assemble, cut, split
 from checkpointer.records import Namespace, Put
+from checkpointer.store import Store
 from checkpointer.tables import checkpoints, chunks
 
 NOISE = random.Random(31).randbytes(400_000)  # noqa: S311 - a test's data, not a secret
@@ -390,6 +391,31 @@ async def test_an_append_stores_its_end_and_a_warm_read_looks_at_no_chunk(
     found = await saver.aget_tuple(THREAD)
     assert found is not None
     assert found.checkpoint["channel_values"] == {"messages": longer(messages, 1)}
+
+
+async def test_what_another_process_appends_is_all_that_a_warm_reader_reads(
+    saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = longer([], 400)
+    at = await put(saver, THREAD, "1", messages=messages)
+    reader = create_saver(saver.engine)
+    await reader.aget_tuple(THREAD)
+    original, sizes = Store._read_chunks, []  # noqa: SLF001
+
+    def counted(*args: Any, **options: Any) -> dict[bytes, bytes]:
+        read = original(*args, **options)
+        sizes.append(len(read))
+        return read
+
+    monkeypatch.setattr(Store, "_read_chunks", counted)
+    for number in range(2, 8):
+        messages = longer(messages, 1)
+        at = await put(saver, at, f"{number}", messages=messages)
+        found = await reader.aget_tuple(THREAD)
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"messages": messages}
+        assert 1 <= sum(sizes) <= 8
+        sizes.clear()
 
 
 async def test_only_the_last_of_a_growing_value_is_kept_whole(saver: AsyncSQLAlchemySaver) -> None:

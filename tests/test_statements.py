@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from schemas import execute
 from storing import TABLES, Statement, config, put, statements
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver
+from checkpointer import AsyncSQLAlchemySaver, create_saver, tables
 
 Saver = AsyncSQLAlchemySaver
 
@@ -98,6 +98,19 @@ class TestPuts:
         monkeypatch.setattr("checkpointer.puts.TOUCH_INTERVAL", timedelta(hours=-1))
         for name in ("1", "2"):
             assert await run(put(saver, THREAD, name)) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+
+    async def test_a_thread_is_touched_again_once_a_clock_was_set_back(
+        self, saver: Saver, puts: Puts
+    ) -> None:
+        await put(saver, THREAD, "1")
+        later = datetime.now(UTC) + timedelta(days=1)
+        async with saver.engine.begin() as connection:
+            await connection.execute(sa.update(tables.threads).values(updated_at=later))
+        assert await run(put(saver, THREAD, "2")) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+        async with saver.engine.connect() as connection:
+            updated_at = await connection.scalar(sa.select(tables.threads.c.updated_at))
+        assert updated_at is not None
+        assert updated_at <= datetime.now(UTC)
 
     async def test_a_checkpoint_with_chunks_takes_three(self, saver: Saver, puts: Puts) -> None:
         await put(saver, THREAD, "0")
