@@ -32,7 +32,7 @@ format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
 
-bench-quick: $(VENV)/.bench ## The same in less than a minute: fewer rounds, small sizes, nothing written
+bench-quick: $(VENV)/.bench ## The same in about a minute: fewer rounds, small sizes, nothing written
 	$(VENV)/bin/python benchmarks/speed.py --quick $(ARGS)
 
 bench-storage: $(VENV)/.bench ## Measure the bytes stored, beside the official savers'

@@ -15,7 +15,9 @@ NAMES: Final = {SQLITE: "SQLite", POSTGRESQL: "PostgreSQL"}
 LEGEND: Final = """\
 Each row is a workload, each figure the median of all rounds; below it stands the memory by which a
 fresh process grew at most. The ratio is ours / official, the median of those of all rounds, with
-the least and the greatest below it. Lower is better throughout.\
+the least and the greatest below it: where these span 1, the savers are equal within the noise.
+Lower is better throughout. Of many callers at once, a figure is the time that went by, divided by
+the number of operations: throughput, not what one caller waits.\
 """
 Line = list[list[str]]
 """A row: for each cell, its lines."""
@@ -171,6 +173,9 @@ were reached.
 {markdown_table(lines_of(results))}
 
 ## Growth
+
+Medians of three rounds, on logarithmic axes but for the first picture. They come from other runs
+than the table; less than a factor of two is noise.
 
 {shown}
 

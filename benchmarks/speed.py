@@ -29,8 +29,6 @@ from savers import FLOOR, SAVERS, databases
 
 ROUNDS: Final = 7
 QUICK_ROUNDS: Final = 3
-QUICK_MEMORY: Final = ("append-1000", "put-10mb", "list-1gb")
-"""Whose peak memory the quick form measures."""
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 PICTURES: Final = "benchmarks"
@@ -84,17 +82,14 @@ class Bench:
             timed = [one for one in wanted if not one.peak_only]
             if timed:
                 results += self.group(replace(group, workloads=timed), self.options.rounds)
-            results += [Result(one, {}) for one in wanted if one.peak_only]
+            if self.options.memory:
+                results += [Result(one, {}) for one in wanted if one.peak_only]
         if self.options.memory:
             results = self._with_memory(results)
         return results
 
     def _with_memory(self, results: Sequence[Result]) -> list[Result]:
-        workloads = [
-            one.workload
-            for one in results
-            if one.workload.memory and (not self.options.quick or one.workload.name in QUICK_MEMORY)
-        ]
+        workloads = [one.workload for one in results if one.workload.memory]
         urls = {name: self.create(name) for name in self.savers}
         peaks = memory.peaks(workloads, urls, quick=self.options.quick, report=self.say)
         found = []
@@ -155,7 +150,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("found --quick with --write, expected figures of the full form in the page")
     whole = options.only is None and not options.quick
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    options.memory = options.only is None if options.memory is None else options.memory
+    options.memory = whole if options.memory is None else options.memory
     options.write = whole if options.write is None else options.write
     options.only = options.only or list(WORKLOADS)
     return options
@@ -208,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     if options.quick:
         console.print(
-            f"The quick form: {options.rounds} rounds of small sizes. Targets are meant for the "
-            f"full form, make bench."
+            f"The quick form: {options.rounds} rounds of sizes smaller than the titles say; ratios "
+            f"and targets are a hint at most. The full form is make bench."
         )
     with databases(savers) as create, telling(begun) as say:
         bench = Bench(options, savers, create, say)
