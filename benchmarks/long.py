@@ -1,21 +1,20 @@
 """Workloads with a long list of messages: appends, reads and lists."""
 
 import gc
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from rows import POSTGRESQL, SQLITE, Group, Slice, Workload
-from savers import Saver, Subject, open_saver
+from savers import WARMING, Saver, Subject, open_saver
 from supersteps import Thread, message, messages
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
-
-WARMING_THREADS: Final = 24
-"""More than a pool's connections, which take turns: each has prepared its statements then."""
 
 
 class Conversation:
@@ -88,19 +87,32 @@ async def get_warm(subject: Subject, *, length: int) -> Slice:
     return measure
 
 
+async def warming(subject: Subject) -> list[str]:
+    """Threads for `cold_saver` to read."""
+    names = [subject.thread(f"other {index}") for index in range(WARMING)]
+    for name in names:
+        await grown(subject.saver, name, 12, 2)
+    return names
+
+
+@asynccontextmanager
+async def cold_saver(subject: Subject, others: Sequence[str]) -> AsyncIterator[Saver]:
+    """A new saver over the same database that has connected, and read nothing but `others`."""
+    async with open_saver(subject.name, subject.url) as saver:
+        for other in others:
+            await saver.aget_tuple({"configurable": {"thread_id": other}})
+        yield saver
+
+
 async def get_cold(subject: Subject, *, length: int) -> Slice:
     """Seconds a read of the latest checkpoint, by a new saver that has connected."""
     name = subject.thread("long")
     await grown(subject.saver, name, length, subject.pick(20, 3))
-    others = [subject.thread(f"other {index}") for index in range(WARMING_THREADS)]
-    for other in others:
-        await grown(subject.saver, other, 12, 2)
+    others = await warming(subject)
     config: RunnableConfig = {"configurable": {"thread_id": name}}
 
     async def measure() -> float:
-        async with open_saver(subject.name, subject.url) as saver:
-            for other in others:
-                await saver.aget_tuple({"configurable": {"thread_id": other}})
+        async with cold_saver(subject, others) as saver:
             gc.collect()
             begun = perf_counter()
             found = await saver.aget_tuple(config)

@@ -3,14 +3,10 @@
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Final
 
 from rows import Group, Result, Slice, Workload
-from savers import Saver, Subject, open_saver
+from savers import WARMING, Saver, Subject, open_saver
 from small import run_thread
-
-WARMING: Final = 24
-"""More than a pool's connections, which take turns: each has prepared its statements then."""
 
 Report = Callable[[str], None]
 

@@ -33,6 +33,9 @@ SERVER_SETTINGS: Final = "max_connections = 200\n"
 POOL_SIZE: Final = 20
 """Connections of the official saver's pool; ours has as many by default."""
 
+WARMING: Final = POOL_SIZE + 4
+"""Threads for a pool's connections, which take turns: each has prepared its statements then."""
+
 
 @asynccontextmanager
 async def _open_ours(url: str) -> AsyncIterator[Saver]:

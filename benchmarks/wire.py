@@ -5,9 +5,9 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from long import WARMING_THREADS, grown
+from long import cold_saver, grown, warming
 from rows import POSTGRESQL, ROUND_TRIPS, Group, Slice, Workload
-from savers import Subject, open_saver
+from savers import Subject
 from small import one_caller, run_thread, run_threads
 from supersteps import small_superstep
 
@@ -64,14 +64,10 @@ async def get_cold(subject: Subject) -> Slice:
     """Round trips of one `aget_tuple` of 1000 messages by a new saver that has connected."""
     name = subject.thread("long")
     await grown(subject.saver, name, subject.pick(1000, 300), 20)
-    others = [subject.thread(f"other {index}") for index in range(WARMING_THREADS)]
-    for other in others:
-        await grown(subject.saver, other, 12, 2)
+    others = await warming(subject)
 
     async def measure() -> float:
-        async with open_saver(subject.name, subject.url) as saver:
-            for other in others:
-                await saver.aget_tuple({"configurable": {"thread_id": other}})
+        async with cold_saver(subject, others) as saver:
             before = counted(subject)
             await saver.aget_tuple({"configurable": {"thread_id": name}})
             return counted(subject) - before
@@ -96,10 +92,8 @@ async def batch(subject: Subject, *, callers: int) -> Slice:
     return measure
 
 
-_wired = partial(
-    Workload, databases=(POSTGRESQL,), proxied=True, floor=False, memory=False, rounds=None
-)
-_trips = partial(_wired, unit=ROUND_TRIPS, rounds=3, warm=True)
+_wired = partial(Workload, databases=(POSTGRESQL,), proxied=True, floor=False, memory=False)
+_trips = partial(_wired, unit=ROUND_TRIPS, rounds=3)
 
 WIRE: Final = Group(
     "wire",

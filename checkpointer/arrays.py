@@ -3,7 +3,7 @@
 For databases that have arrays and change data in WITH clauses (`Dialect.has_arrays`).
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -12,8 +12,9 @@ from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
 from checkpointer.chunking import DIGEST_SIZE, MAX_NODE
-from checkpointer.dialects import Dialect, replacing
+from checkpointer.dialects import Dialect
 from checkpointer.tables import checkpoints, chunks, threads, writes
+from checkpointer.upserts import replacing, touching
 
 AnySelect: TypeAlias = sa.Select[*tuple[Any, ...]]
 
@@ -42,13 +43,7 @@ def put_at_once(dialect: Dialect, names: frozenset[str]) -> AnySelect:
         ["thread_id", "epoch", "created_at", "updated_at"],
         sa.select(given.c.thread_id, given.c.epoch, now, now),
     )
-    touched = (
-        touch.on_conflict_do_update(
-            index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
-        )
-        .returning(threads.c.thread_id, threads.c.epoch)
-        .cte("touched")
-    )
+    touched = touching(touch).returning(threads.c.thread_id, threads.c.epoch).cte("touched")
     # Side by side in the order of the ids: a join would compare each with each.
     wanted = _unnested("wanted", threads.c.thread_id, threads.c.epoch)
     both = sa.func.unnest(_in_order(touched), _in_order(wanted))
@@ -122,8 +117,7 @@ def _as_stored(
     return sa.cast(value, type_) if isinstance(type_, sa.JSON) else value
 
 
-def arrays(
-    name: str, columns: Iterable[str], rows: Collection[Mapping[str, Any]]
-) -> dict[str, Any]:
+def arrays(name: str, rows: Collection[Mapping[str, Any]]) -> dict[str, Any]:
     """The parameters of one set of rows for `put_at_once`."""
+    columns = PUTS[name].c.keys()
     return {f"{name}_{column}": [row[column] for row in rows] for column in columns}

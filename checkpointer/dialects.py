@@ -23,7 +23,7 @@ from checkpointer.errors import ConfigurationError, InvalidInputError
 from checkpointer.execution import Connection, CoreConnection
 from checkpointer.readers import Readers
 from checkpointer.wire import DRIVER, is_watched, run_on_wire
-from checkpointer.worker import run_core_in_worker, run_in_worker
+from checkpointer.worker import READ, WRITE, run_core_in_worker, run_in_worker
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -233,7 +233,7 @@ class SQLite(Dialect):
 
     async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
         """The same, in a transaction of its own."""
-        return await run_in_worker(engine.sync_engine, work, "BEGIN")
+        return await run_in_worker(engine.sync_engine, work, READ)
 
     async def drain(self) -> None:
         """Wait for the reads that share a hop."""
@@ -242,7 +242,7 @@ class SQLite(Dialect):
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
         async with self._writing:
-            return await run_in_worker(engine.sync_engine, work, "BEGIN IMMEDIATE")
+            return await run_in_worker(engine.sync_engine, work, WRITE)
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction."""
@@ -250,12 +250,12 @@ class SQLite(Dialect):
 
     async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work that only looks, in one deferred transaction."""
-        return await run_core_in_worker(engine.sync_engine, work, "BEGIN")
+        return await run_core_in_worker(engine.sync_engine, work, READ)
 
     async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work in one transaction, a writer from its start."""
         async with self._writing:
-            return await run_core_in_worker(engine.sync_engine, work, "BEGIN IMMEDIATE")
+            return await run_core_in_worker(engine.sync_engine, work, WRITE)
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """SQLite's INSERT."""
@@ -277,15 +277,6 @@ class SQLite(Dialect):
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
-
-
-def replacing(insert: Any) -> Any:
-    """An INSERT that takes the place of the row with its key."""
-    table: sa.Table = insert.table
-    return insert.on_conflict_do_update(
-        index_elements=list(table.primary_key),
-        set_={c.name: insert.excluded[c.name] for c in table.c if not c.primary_key},
-    )
 
 
 def dialect_of(engine: AsyncEngine) -> Dialect:

@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.sql.base import Executable
 
+from checkpointer.errors import DatabaseError
+
 Processor: TypeAlias = Callable[[Any], Any]
 Parameters: TypeAlias = Mapping[str, Any]
 
@@ -43,6 +45,14 @@ class CoreConnection(Connection):
     def execute(self, statement: Executable, *rows: Parameters) -> None:
         """Run a statement once for each row of parameters."""
         self._connection.execute(statement, rows)
+
+
+def not_free(connection: str) -> DatabaseError:
+    """The error that the application has a transaction open on a connection that we would use."""
+    return DatabaseError(
+        f"found a transaction of the application's on the {connection}, expected one that is free; "
+        f"give the saver an engine of its own, or one whose pool has more connections"
+    )
 
 
 class DriverConnection(Connection):
@@ -86,13 +96,18 @@ class Compiled:
         self._names: Sequence[str] = compiled.positiontup or ()
         binds: Mapping[str, sa.BindParameter[Any]] = compiled.binds
         self._constants = {n: v for n, v in compiled.params.items() if not binds[n].required}
-        self._lists = [name for name in self._names if binds[name].expanding]
-        self._expanded: dict[tuple[int, ...], str] = {}
-        self._processors = {
-            name: process
-            for name, bind in binds.items()
-            if (process := _bind_processor(bind.type, dialect)) is not None
+        processors = [_bind_processor(binds[name].type, dialect) for name in self._names]
+        self._lists = {
+            position: process
+            for position, process in enumerate(processors)
+            if binds[self._names[position]].expanding
         }
+        self._expanded: dict[tuple[int, ...], str] = {}
+        self._processors = [
+            (position, process)
+            for position, process in enumerate(processors)
+            if process is not None and position not in self._lists
+        ]
         columns = list(getattr(statement, "exported_columns", ()))
         row: Any = namedtuple("Row", [column.key for column in columns])  # type: ignore[misc] # noqa: PYI024
         self._make: Callable[[Iterable[Any]], Any] = row._make
@@ -110,30 +125,30 @@ class Compiled:
         """
         if not self._lists:
             return self.sql, self.values(parameters)
-        filled = {name: _filled(parameters[name]) for name in self._lists}
-        lengths = tuple(map(len, filled.values()))
+        given = self.values(parameters)
+        for position in self._lists:
+            given[position] = _filled(given[position])
+        lengths = tuple(len(given[position]) for position in self._lists)
         sql = self._expanded.get(lengths)
         if sql is None:
-            everything = {**dict.fromkeys(self._names), **self._constants, **filled}
+            everything = dict(zip(self._names, given, strict=True))
             sql = self._compiled.construct_expanded_state(everything).statement
             self._expanded[lengths] = sql
         values: list[Any] = []
-        for name, value in zip(self._names, self.values(parameters), strict=True):
-            if name not in filled:
+        for position, value in enumerate(given):
+            if position not in self._lists:
                 values.append(value)
             else:
-                process = self._processors.get(name)
-                values += map(process, filled[name]) if process else filled[name]
+                process = self._lists[position]
+                values += map(process, value) if process else value
         return sql, values
 
     def values(self, parameters: Parameters) -> list[Any]:
         """The values of one row of parameters, by position; those of lists as they are."""
         given = {**self._constants, **parameters} if self._constants else parameters
         values = [given[name] for name in self._names]
-        for position, name in enumerate(self._names):
-            process = self._processors.get(name)
-            if process is not None and name not in self._lists:
-                values[position] = process(values[position])
+        for position, process in self._processors:
+            values[position] = process(values[position])
         return values
 
     def rows(self, found: Iterable[Sequence[Any]]) -> Sequence[Any]:

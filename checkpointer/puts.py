@@ -114,7 +114,7 @@ def _execute_at_once(
     }
     for name, some in sets.items():
         if some:
-            given |= arrays(name, PUTS[name].c.keys(), some)
+            given |= arrays(name, some)
     filled = frozenset(name for name, some in sets.items() if some)
     result = connection.fetch(put_at_once(store.queries.dialect, filled), given)
     return {row.thread_id: row.epoch for row in result}, all(row.held for row in result)

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from checkpointer.arrays import AnySelect
-from checkpointer.dialects import Dialect, dialect_named, replacing
+from checkpointer.dialects import Dialect, dialect_named
 from checkpointer.tables import checkpoints, chunks, threads, writes
+from checkpointer.upserts import replacing, touching
 
 CHECKPOINT_KEY = (
     checkpoints.c.checkpoint_id,
@@ -36,10 +37,7 @@ class Queries:
 
     def _build_puts(self) -> None:
         insert = self.dialect.insert
-        touch = insert(threads)
-        self.touch_thread = touch.on_conflict_do_update(
-            index_elements=["thread_id"], set_={"updated_at": touch.excluded.updated_at}
-        )
+        self.touch_thread = touching(insert(threads))
         named = self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
         self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(named)
         # No later than now: a clock may have been set back.

@@ -12,13 +12,11 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from checkpointer.worker import WorkerConnection, run_in_worker
+from checkpointer.worker import READ, WorkerConnection, run_in_worker
 
 T = TypeVar("T")
 Work = Callable[[WorkerConnection], Any]
 Waiting = tuple[Work, "asyncio.Future[Any]"]
-
-BEGIN: Final = "BEGIN"
 
 READERS: Final = 2
 """Hops at the same time, so that a long read does not keep all others waiting."""
@@ -48,7 +46,7 @@ class Readers:
             return found
         self._under_way += 1
         try:
-            return await run_in_worker(engine, work, BEGIN)
+            return await run_in_worker(engine, work, READ)
         finally:
             self._ended(engine)
 
@@ -80,7 +78,7 @@ class Readers:
             return [_outcome(connection, work, future) for work, future in wanted]
 
         try:
-            for tell in await run_in_worker(engine, all_of, BEGIN):
+            for tell in await run_in_worker(engine, all_of, READ):
                 tell()
         except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
             for _, future in wanted:

@@ -264,7 +264,7 @@ def _fitting(found: Sequence[StoredCheckpoint]) -> int:
     """How many of the checkpoints a page takes, at least one."""
     size = 0
     for count, one in enumerate(found):
-        size += sum(tree.size for tree in one.trees())
+        size += one.size
         if size > PAGE_BYTES and count:
             return count
     return len(found)

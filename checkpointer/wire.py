@@ -10,8 +10,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpointer.errors import DatabaseError
-from checkpointer.execution import DriverConnection
+from checkpointer.execution import DriverConnection, not_free
 
 T = TypeVar("T")
 
@@ -99,10 +98,7 @@ def _open_connection(engine: sa.Engine) -> tuple[PoolProxiedConnection, Any]:
     if driver.is_in_transaction():
         if isinstance(engine.pool, StaticPool):
             pooled.close()
-            raise DatabaseError(
-                "found a transaction of the application's on the connection, expected one that is "
-                "free; give the saver an engine of its own, or one whose pool has more connections"
-            )
+            raise not_free("connection")
         # A listener to the pool's events has sent something, a SET for example, which SQLAlchemy
         # puts into a transaction; without an end, our statements would go into it, and be lost.
         pooled.commit()

@@ -16,8 +16,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpointer.errors import DatabaseError
-from checkpointer.execution import DriverConnection
+from checkpointer.execution import DriverConnection, not_free
 from checkpointer.projection import contains_json
 
 T = TypeVar("T")
@@ -27,6 +26,10 @@ _SETTINGS: Final[dict[str, Any]] = {"isolation_level": None}
 last to the first: in the mode of Python 3.12, `isolation_level` has no meaning."""
 if sys.version_info >= (3, 12):
     _SETTINGS["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
+
+READ: Final = "BEGIN"
+WRITE: Final = "BEGIN IMMEDIATE"
+"""How transactions begin: a writer has the file's write lock from its start."""
 
 _CONNECTION: Final = "checkpointer_connection"
 """Where a pooled connection keeps its `WorkerConnection`."""
@@ -70,7 +73,7 @@ async def run_in_worker(engine: sa.Engine, work: Callable[[WorkerConnection], T]
     Args:
         engine: The sync side of an engine of aiosqlite.
         work: Gets the connection, on which a transaction is open.
-        begin: The statement that opens it.
+        begin: The statement that opens it, `READ` or `WRITE`.
 
     Raises:
         sqlalchemy.exc.DBAPIError: The database refused or failed.
@@ -160,10 +163,7 @@ def _driver_autocommit(raw: sqlite3.Connection) -> AbstractContextManager[None]:
     legacy = getattr(raw, "autocommit", None) in {None, _SETTINGS.get("autocommit")}
     if legacy and raw.in_transaction:
         # Changing the mode would commit it.
-        raise DatabaseError(
-            "found a transaction of the application's on the SQLite connection, expected one that "
-            "is free; give the saver an engine of its own, or one whose pool has more connections"
-        )
+        raise not_free("SQLite connection")
     return nullcontext() if legacy and raw.isolation_level is None else _set_for_a_while(raw)
 
 

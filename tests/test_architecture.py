@@ -23,6 +23,7 @@ ORDER = (
     "readers",
     "dialects",
     "engine",
+    "upserts",
     "arrays",
     "queries",
     "records",
