@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mappi
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -16,28 +16,24 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
     PendingWrite,
 )
-from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpointer import history, threads
-from checkpointer.backend import Backend, off_loop
-from checkpointer.configs import Key, conditions_of, config_for, full_metadata, identifier, key_of
-from checkpointer.decoder import Decoder, node_of
+from checkpointer import history
+from checkpointer.backend import off_loop
+from checkpointer.configs import Key, conditions_of, config_for, full_metadata, key_of
+from checkpointer.decoder import Decoder
 from checkpointer.encoder import Encoder
 from checkpointer.errors import InvalidInputError
 from checkpointer.listing import checkpoints
+from checkpointer.maintenance import Maintenance
 from checkpointer.records import ReuseError, StoredCheckpoint
-from checkpointer.serde import LosslessSerializer
-from checkpointer.twins import SyncTwins
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-STRATEGIES: Final = ("keep_latest", "delete")
 
-
-class AsyncSQLAlchemySaver(SyncTwins):
+class AsyncSQLAlchemySaver(Maintenance):
     """Stores LangGraph's checkpoints in a SQL database. Made by `create_saver`.
 
     Every async method has a sync twin, for calls from other threads than the event loop's and for
@@ -49,10 +45,6 @@ class AsyncSQLAlchemySaver(SyncTwins):
         backend: The running parts, shared by clones of this saver.
         serde: How values become bytes; without one, LangGraph's own, made lossless.
     """
-
-    def __init__(self, backend: Backend, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(serde=serde or LosslessSerializer())
-        self._backend = backend
 
     @property
     def engine(self) -> AsyncEngine:
@@ -220,69 +212,6 @@ class AsyncSQLAlchemySaver(SyncTwins):
         if put.rows or put.special_rows:
             await self._backend.put(put)
 
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Delete everything of a thread; nothing happens if there is none."""
-        thread_id = self._identifier("thread_id", thread_id)
-        await self._backend.write(
-            partial(threads.delete_thread, store=self._backend.store, thread_id=thread_id)
-        )
-
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Delete the checkpoints, with their writes, whose metadata has one of these `run_id`s.
-
-        One transaction a thread. A `DeltaChannel` whose history ran through them is read from what
-        is left.
-        """
-        run_ids = self._identifiers("run_id", run_ids)
-        store = self._backend.store
-        found = await self._backend.read(
-            partial(threads.threads_of_runs, store=store, run_ids=run_ids)
-        )
-        for thread_id in found:
-            await self._backend.write(
-                partial(threads.delete_runs, store=store, thread_id=thread_id, run_ids=run_ids)
-            )
-
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy all checkpoints and writes of a thread, inside the database.
-
-        Checkpoints and writes of the target with the same keys are replaced; its others stay.
-        """
-        source = self._identifier("thread_id", source_thread_id)
-        target = self._identifier("thread_id", target_thread_id)
-        store = self._backend.store
-        await self._backend.write(
-            partial(threads.copy_thread, store=store, source=source, target=target)
-        )
-
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Delete checkpoints that are no longer needed, one transaction a thread.
-
-        Args:
-            thread_ids: The threads.
-            strategy: `"keep_latest"` keeps the latest checkpoint of each namespace, and the
-                ancestors that a `DeltaChannel` of it is rebuilt from; it drops the namespaces of
-                subgraph calls that have finished. `"delete"` deletes the threads.
-        """
-        thread_ids = self._identifiers("thread_id", thread_ids)
-        store = self._backend.store
-        if strategy not in STRATEGIES:
-            raise InvalidInputError(
-                f"found the prune strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}"
-            )
-        for thread_id in thread_ids:
-            if strategy == "delete":
-                work = partial(threads.delete_thread, store=store, thread_id=thread_id)
-            else:
-                work = partial(
-                    threads.keep_latest,
-                    store=store,
-                    thread_id=thread_id,
-                    node_of=node_of,
-                    sends_channel=TASKS,
-                )
-            await self._backend.write(work)
-
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
@@ -334,13 +263,3 @@ class AsyncSQLAlchemySaver(SyncTwins):
 
     def _tuple(self, stored: StoredCheckpoint) -> CheckpointTuple:
         return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))
-
-    def _identifier(self, kind: str, value: object) -> str:
-        return identifier(kind, value, self._backend.database.dialect)
-
-    def _identifiers(self, kind: str, values: Sequence[object]) -> Sequence[str]:
-        if isinstance(values, str):
-            raise InvalidInputError(
-                f"found the single {kind} {values!r}, expected a sequence; pass [{values!r}]"
-            )
-        return [self._identifier(kind, value) for value in values]

@@ -42,13 +42,24 @@ ORDER = (
     "encoder",
     "decoder",
     "twins",
+    "maintenance",
     "saver",
     "factory",
     "cli",
 )
 """A module may import only those above it."""
 
-LANGGRAPH = {"messages", "serde", "configs", "encoder", "decoder", "twins", "saver", "factory"}
+LANGGRAPH = {
+    "messages",
+    "serde",
+    "configs",
+    "encoder",
+    "decoder",
+    "twins",
+    "maintenance",
+    "saver",
+    "factory",
+}
 """The modules that know LangGraph and LangChain; the others know bytes and strings."""
 
 PURE = {"errors", "tables", "projection", "chunking", "manifest", "cache"}
