@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-quick bench-storage clean
+.PHONY: help demo test lint format bench bench-quick bench-storage soak soak-quick clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -16,7 +16,7 @@ help: ## List the targets
 demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed and forked
 	$(VENV)/bin/python examples/quickstart.py
 
-test: $(VENV)/.test ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
+test: $(VENV)/.test $(VENV)/pgbouncer ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
 	$(RUN) pytest -n auto --dist loadgroup --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, format and types
@@ -38,6 +38,12 @@ bench-quick: $(VENV)/.bench ## The same in about a minute: fewer rounds, small s
 bench-storage: $(VENV)/.bench ## Measure the bytes stored, beside the official savers'
 	$(VENV)/bin/python benchmarks/storage.py $(ARGS)
 
+soak: $(VENV)/.bench ## Let 200 agents work for ten minutes a database: nothing may fail, be lost or grow
+	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
+
+soak-quick: $(VENV)/.bench ## The same in about two minutes
+	$(VENV)/bin/python benchmarks/soak.py --quick $(ARGS)
+
 clean: ## Remove .venv, caches and builds
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -47,6 +53,10 @@ clean: ## Remove .venv, caches and builds
 $(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --editable . --group $*
 	@touch $@
+
+# PgBouncer from the distribution's packages; where there are none, this says so and goes on.
+$(VENV)/pgbouncer: | $(VENV)/.test
+	$(VENV)/bin/python tests/pgbouncer.py
 
 # Python 3.11 brings a pip that does not know dependency groups yet.
 $(VENV)/.pip:

@@ -119,15 +119,15 @@ async def _grow(workload: Workload, name: str, url: str, *, quick: bool) -> int:
     async with open_saver(name, url) as saver:
         subject = Subject(name, url, saver, workload.name, quick)
         await run_thread(saver, subject.thread("first"), 1)
-        _settle()
+        settle()
         before = _peak()
         measure = await workload.prepare(subject)
-        _settle()
+        settle()
         await measure()
         return _peak() - before
 
 
-def _settle() -> None:
+def settle() -> None:
     """Give freed memory back to the system, and let the peak begin from here (Linux only)."""
     gc.collect()
     if _RESET.exists():

@@ -1,8 +1,11 @@
 """The table, the page and what they say."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Final
 
 from rich.box import ROUNDED
@@ -193,3 +196,14 @@ def write_page(path: Path, text: str) -> None:
     """Write the page, with its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+@contextmanager
+def telling(begun: float) -> Iterator[Callable[[str], None]]:
+    """What goes on: one line that changes on a terminal, a line each with its second elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda text: print(f"{perf_counter() - begun:6.1f} s  {text}", file=sys.stderr)

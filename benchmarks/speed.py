@@ -9,8 +9,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -180,17 +180,6 @@ def write(
     report.write_page(PAGE, report.page(results, facts, pictures, rounds))
 
 
-@contextmanager
-def telling(begun: float) -> Iterator[Callable[[str], None]]:
-    """What goes on: one line that changes on a terminal, a line each with its second elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status("starting") as status:
-            yield status.update
-    else:
-        yield lambda text: print(f"{perf_counter() - begun:6.1f} s  {text}", file=sys.stderr)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit status."""
     begun = perf_counter()
@@ -206,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"The quick form: {options.rounds} rounds of sizes smaller than the titles say; ratios "
             f"and targets are a hint at most. The full form is make bench."
         )
-    with databases(savers) as create, telling(begun) as say:
+    with databases(savers) as create, report.telling(begun) as say:
         bench = Bench(options, savers, create, say)
         results = bench.table()
         servers = [create(name) for name in savers if name.endswith(POSTGRESQL)]

@@ -99,9 +99,11 @@ class TalkativeModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=said)])
 
 
-def agent(saver: BaseCheckpointSaver[Any]) -> CompiledStateGraph[Any, Any, Any, Any]:
+def agent(
+    saver: BaseCheckpointSaver[Any], model: TalkativeModel | None = None
+) -> CompiledStateGraph[Any, Any, Any, Any]:
     """LangChain's agent with one tool, on the scripted model."""
-    return create_agent(TalkativeModel(), [look_up], checkpointer=saver)
+    return create_agent(model or TalkativeModel(), [look_up], checkpointer=saver)
 
 
 def question(turn: int) -> dict[str, list[HumanMessage]]:

@@ -4,6 +4,7 @@ from checkpointer.errors import (
     CheckpointerError,
     ConfigurationError,
     DamagedDataError,
+    DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
     DriverError,
@@ -20,8 +21,9 @@ from checkpointer.errors import (
     UsageError,
 )
 from checkpointer.factory import create_saver
+from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.saver import AsyncSQLAlchemySaver
-from checkpointer.serde import LosslessSerializer
+from checkpointer.serde import LosslessSerializer, StrictSerializer
 from checkpointer.tables import owns_table
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "CheckpointerError",
     "ConfigurationError",
     "DamagedDataError",
+    "DatabaseBusyError",
     "DatabaseError",
     "DatabaseUnavailableError",
     "DriverError",
@@ -36,14 +39,18 @@ __all__ = [
     "InvalidFilterError",
     "InvalidInputError",
     "LosslessSerializer",
+    "Problem",
+    "ProblemKind",
     "SaverClosedError",
     "SchemaError",
     "SchemaMissingError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "SerializationError",
+    "StrictSerializer",
     "SyncCallError",
     "UsageError",
+    "Verification",
     "create_saver",
     "owns_table",
 ]

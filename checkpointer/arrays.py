@@ -12,7 +12,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
 from checkpointer.chunking import DIGEST_SIZE, MAX_NODE
-from checkpointer.dialects import Dialect
+from checkpointer.dialect import Dialect
 from checkpointer.tables import checkpoints, chunks, threads, writes
 from checkpointer.upserts import replacing, touching
 

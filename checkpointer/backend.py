@@ -1,7 +1,10 @@
 """The running parts of one saver, which its clones share: loop, schema check, work, end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
 from weakref import ref
@@ -11,9 +14,10 @@ from sqlalchemy import event
 from checkpointer import schema
 from checkpointer.bridge import Bridge
 from checkpointer.cache import ChunkCache, LastCheckpoints
-from checkpointer.dialects import Work
-from checkpointer.engine import Database
-from checkpointer.errors import DatabaseUnavailableError, SaverClosedError
+from checkpointer.database import Database
+from checkpointer.dialect import Work
+from checkpointer.errors import SaverClosedError
+from checkpointer.owners import claim_pool
 from checkpointer.queries import queries_for
 from checkpointer.records import Put, PutCheckpoint
 from checkpointer.store import Store
@@ -21,6 +25,9 @@ from checkpointer.writer import Writer
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
+
+_caller: Final = ContextVar[object]("checkpointer_caller", default=None)
+"""Whose call of several transactions is under way here; connections made meanwhile keep it."""
 
 OFF_LOOP: Final = 2 << 20
 """Bytes of values from which on work on them leaves the event loop. Loading so many messages takes
@@ -53,20 +60,36 @@ class Backend:
 
     def __init__(self, database: Database, *, cache_bytes: int) -> None:
         self.database = database
-        self.bridge = Bridge(self.check_open)
+        claim = partial(claim_pool, database.engine.sync_engine)
+        self.bridge = Bridge(self.check_open, claim, database.dispose)
         self.store = Store(
             queries_for(database.dialect.name), ChunkCache(cache_bytes), LastCheckpoints()
         )
         self._writer = Writer(database, self.store)
-        # A connection was lost: what comes back may have lost its last commits.
+        # What comes back may have lost its last commits: a replica, or a backup. A pool that others
+        # use, too, may notice it before we do.
         self._forget = _forgetting(self.store.last)
+        database.call_when_away(self._forget)
         event.listen(database.engine.sync_engine, "invalidate", self._forget)
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
+        self._identity = object()
         self.closed = False
         self.closing = Lock()
         self._under_way = 0
         self._idle = asyncio.Event()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Make several transactions one call: the end waits for all of them, and refuses none."""
+        self.check_open()
+        self.bridge.bind()
+        token = _caller.set(self._identity)
+        try:
+            with self._counted():
+                yield
+        finally:
+            _caller.reset(token)
 
     async def read(self, work: Work[T]) -> T:
         """Run work that only reads."""
@@ -129,17 +152,19 @@ class Backend:
         *args: *Arguments,
         check_schema: bool = True,
     ) -> T:
-        self.check_open()
+        if _caller.get() is not self._identity:
+            self.check_open()
         self.bridge.bind()
-        self._under_way += 1
-        try:
+        with self._counted():
             if check_schema and not self._schema_checked:
                 await self._check_schema()
             return await function(*args)
-        except DatabaseUnavailableError:
-            # What comes back may have lost its last commits: a replica, or a backup.
-            self.store.last.clear()
-            raise
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._under_way += 1
+        try:
+            yield
         finally:
             self._under_way -= 1
             if not self._under_way:

@@ -3,14 +3,18 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import finalize
 
 from checkpointer.errors import EventLoopError, SyncCallError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LOOK_SECONDS: Final = 0.5
+"""How often a sync call looks whether the event loop that it waits for still runs."""
 
 
 class Bridge:
@@ -21,14 +25,24 @@ class Bridge:
 
     Args:
         check_open: Raises an error if the saver was closed.
+        claim: Raises an error if what the saver works on belongs to another event loop.
+        dispose: Closes what the saver works on, at the end of a loop of its own. It must not know
+            the saver, which would stay alive with the loop.
     """
 
-    def __init__(self, check_open: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        check_open: Callable[[], None],
+        claim: Callable[[asyncio.AbstractEventLoop], None],
+        dispose: Callable[[], Awaitable[None]],
+    ) -> None:
         self._check_open = check_open
+        self._claim = claim
+        self._dispose = dispose
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
-        self._stopped = asyncio.Event()
+        self._end: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
 
     def bind(self) -> None:
@@ -40,10 +54,12 @@ class Bridge:
         running = asyncio.get_running_loop()
         if self._loop is running and self._pid == os.getpid():
             return
-        with self._lock:
-            if self._loop is None:
-                self._loop, self._pid = running, os.getpid()
-                return
+        if self._loop is None:
+            with self._lock:
+                if self._loop is None:
+                    self._claim(running)
+                    self._pid, self._loop = os.getpid(), running
+                    return
         self._check_alive()
         raise EventLoopError(
             "found a call from another event loop than the saver's own, expected one loop for all "
@@ -71,18 +87,12 @@ class Bridge:
             running = None
         if running is loop:
             raise SyncCallError(_in_own_loop(function.__name__))
-        if self._thread is None and not loop.is_running():
+        if not self._runs(loop):
             raise EventLoopError(
                 "found a sync call while the saver's event loop does not run, expected it to run "
                 "in another thread; use `with create_saver(...)` for sync calls"
             )
-        try:
-            return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
-        except CancelledError as exc:
-            raise EventLoopError(
-                "found that the saver's event loop ended during a sync call, expected it to run "
-                "until all calls have returned; close the saver after its last call"
-            ) from exc
+        return self._wait(function(*args, **kwargs), loop)
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items of an async generator; it is closed when the caller stops early."""
@@ -104,25 +114,66 @@ class Bridge:
         """End the background thread, if there is one."""
         with self._lock:
             thread, self._thread = self._thread, None
-        if thread is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopped.set)
+        if thread is not None:
+            self._end()
             thread.join()
 
-    def _bound_or_started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                self._thread = threading.Thread(
-                    target=self._run, args=[self._loop], name="checkpointer loop", daemon=True
-                )
-                self._thread.start()
-        self._check_alive()
-        return self._loop
+    def _wait(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError as exc:  # closed since it was looked at
+            work.close()
+            raise _ended() from exc
+        try:
+            while True:
+                try:
+                    return future.result(LOOK_SECONDS)
+                except TimeoutError:
+                    if future.done():  # raised by the work; or it ended just now
+                        return future.result()
+                    # What a loop was given while it ended, it neither runs nor cancels.
+                    if not self._runs(loop):
+                        raise _ended() from None
+        except CancelledError as exc:
+            raise _ended() from exc
+        finally:
+            # Nobody waits any more where Ctrl-C has ended the call.
+            if not future.done() and not loop.is_closed():
+                future.cancel()
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A runner cancels what is left when it ends, so that no caller waits forever.
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._stopped.wait())
+    def _runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        thread = self._thread
+        return loop.is_running() if thread is None else thread.is_alive()
+
+    def _bound_or_started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            with self._lock:
+                if self._loop is None:
+                    self._start()
+        self._check_alive()
+        return cast("asyncio.AbstractEventLoop", self._loop)
+
+    def _start(self) -> None:
+        loop = asyncio.new_event_loop()
+        try:
+            self._claim(loop)
+            stopped = asyncio.Event()
+            thread = threading.Thread(
+                target=_run,
+                args=[loop, stopped, self._dispose],
+                name="checkpointer loop",
+                daemon=True,
+            )
+            thread.start()
+        except BaseException:
+            loop.close()
+            raise
+        # The thread knows nothing of the saver: it ends with one that nobody has closed.
+        end = finalize(self, loop.call_soon_threadsafe, stopped.set)
+        end.atexit = False
+        self._end = end
+        # The loop last: who finds one looks for no lock.
+        self._pid, self._thread, self._loop = os.getpid(), thread, loop
 
     def _check_alive(self) -> None:
         if self._pid != os.getpid():
@@ -135,6 +186,27 @@ class Bridge:
                 "found a saver whose event loop is closed, expected one loop for all calls; make "
                 "one saver per event loop, with `async with create_saver(...)` inside asyncio.run"
             )
+
+
+def _run(
+    loop: asyncio.AbstractEventLoop,
+    stopped: asyncio.Event,
+    dispose: Callable[[], Awaitable[None]],
+) -> None:
+    async def serve() -> None:
+        await stopped.wait()
+        await dispose()
+
+    # A runner cancels what is left when it ends, so that no caller waits forever.
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(serve())
+
+
+def _ended() -> EventLoopError:
+    return EventLoopError(
+        "found that the saver's event loop ended during a sync call, expected it to run until all "
+        "calls have returned; close the saver after its last call"
+    )
 
 
 def _in_own_loop(function: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any, Final
 from checkpointer.chunking import Cut, Tree
 from checkpointer.manifest import Value
 
+_VERSION: Final = (str, int, float)
+
 ENTRY_OVERHEAD: Final = 200
 """Bytes that one remembered chunk costs beside its data: two `bytes` objects and a dict entry."""
 
@@ -122,15 +124,18 @@ class LastCheckpoint:
         return {
             name: value
             for name, value in self.channels.items()
-            if name not in new_versions
-            and self.versions.get(name) is not None
-            and self.versions[name] == versions.get(name)
+            if name not in new_versions and _same(self.versions.get(name), versions.get(name))
         }
 
     def trees(self) -> set[Tree]:
         """The trees of the channels whose values are long."""
         trees = (value.tree() for value, _ in self.channels.values())
         return {tree for tree in trees if tree is not None}
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two versions are equal; what no version is may answer that with anything."""
+    return isinstance(one, _VERSION) and isinstance(other, _VERSION) and one == other
 
 
 class LastCheckpoints:

@@ -42,8 +42,17 @@ MAX_NODE: Final = 64
 """Digests that a node holds, but for the last of a level: two at least, so that each level has at
 most half as many as the one below."""
 
-MAX_DEPTH: Final = 16
-"""Levels of nodes that a tree may have; a stored tree that claims more is damaged."""
+
+MAX_SIZE: Final = 512 << 20
+"""Bytes of a value at most; a longer one is refused, and a stored tree that claims more is damaged.
+
+A put travels in one message, of which PostgreSQL takes 1 GB. And a tree may name one chunk many
+times: without a bound, a few small rows could ask for any amount of memory.
+"""
+
+MAX_DEPTH: Final = 18
+"""Levels of nodes that a tree may have: with the least chunks and nodes, so many are enough for
+`MAX_SIZE`. A stored tree that claims more is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +206,21 @@ def assemble(tree: Tree, chunks: Mapping[bytes, bytes]) -> Cut:
     """Put the bytes of `tree` together again, and tell where they are cut.
 
     Raises:
-        ChunkError: A chunk is missing, or the chunks do not add up to the tree's size.
+        ChunkError: A chunk is missing, is too short or is no node where one is named, or the chunks
+            do not add up to the tree's size.
     """
     digests = split_digests(tree.digests)
     levels = []
     for _ in range(tree.depth):
-        nodes = _get_all(chunks, digests)
-        levels.append(Level(digests, [*accumulate(len(node) // DIGEST_SIZE for node in nodes)]))
-        digests = split_digests(b"".join(nodes))
-    pieces = _get_all(chunks, digests)
+        nodes = _get_all(chunks, digests, MIN_NODE * DIGEST_SIZE)
+        ends = [*accumulate(len(node) // DIGEST_SIZE for node in nodes)]
+        # Told before the next level is put together: nodes that name each other again and again
+        # can make each level many times as long as the one above.
+        if ends and ends[-1] > tree.size // MIN_CHUNK + 1:
+            raise ChunkError(b"", f"found {ends[-1]} chunks in a value of {tree.size} bytes")
+        levels.append(Level(digests, ends))
+        digests = [*chain.from_iterable(map(split_digests, nodes))]
+    pieces = _get_all(chunks, digests, MIN_CHUNK)
     ends = [*accumulate(map(len, pieces), initial=len(tree.head))]
     if ends[-1] != tree.size:
         raise ChunkError(b"", f"the chunks hold {ends[-1]} bytes, expected {tree.size}")
@@ -218,7 +233,7 @@ def join(tree: Tree, chunks: Mapping[bytes, bytes]) -> bytes:
     """Put the bytes of `tree` together again.
 
     Raises:
-        ChunkError: A chunk is missing, or the chunks do not add up to the tree's size.
+        ChunkError: As `assemble` does.
     """
     return assemble(tree, chunks).data
 
@@ -240,11 +255,16 @@ def split_digests(digests: bytes) -> list[bytes]:
     return [digests[i : i + DIGEST_SIZE] for i in range(0, len(digests), DIGEST_SIZE)]
 
 
-def _get_all(chunks: Mapping[bytes, bytes], digests: Iterable[bytes]) -> list[bytes]:
+def _get_all(chunks: Mapping[bytes, bytes], digests: Iterable[bytes], least: int) -> list[bytes]:
+    """The chunks of one level, each but the last of so many bytes at least."""
     try:
-        return [chunks[digest] for digest in digests]
+        found = [chunks[digest] for digest in digests]
     except KeyError as exc:
         raise ChunkError(exc.args[0], "is missing or altered") from None
+    # Or a later value that begins as this one does would go on with more chunks than it may have.
+    if (shortest := min(map(len, found[:-1]), default=least)) < least:
+        raise ChunkError(b"", f"found a chunk of {shortest} bytes, expected {least} or the last")
+    return found
 
 
 def _group(digests: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -1,14 +1,17 @@
 """LangGraph's configs and metadata, to what statements take."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import EXCLUDED_METADATA_KEYS, CheckpointMetadata
 
-from checkpointer.dialects import Dialect
+from checkpointer.dialect import Dialect
 from checkpointer.errors import InvalidInputError
+from checkpointer.identifiers import check_key, identifier
 from checkpointer.projection import project_filter
+from checkpointer.quoting import quoted
 from checkpointer.records import Namespace
 
 
@@ -35,23 +38,22 @@ def key_of(config: RunnableConfig, dialect: Dialect) -> Key:
     """Which checkpoint a config names.
 
     Raises:
-        InvalidInputError: It names no thread, or the database cannot hold an identifier.
+        InvalidInputError: It names no thread, or an identifier cannot be stored.
     """
-    configurable = config.get("configurable") or {}
+    configurable = _part_of(config, "configurable")
     thread_id = configurable.get("thread_id")
     if thread_id is None:
         raise InvalidInputError(
             "found a config without a thread_id, expected one; pass "
             '{"configurable": {"thread_id": "..."}}'
         )
-    parts: list[str | None] = []
-    for kind, value in (
-        ("thread_id", thread_id),
-        ("checkpoint_ns", configurable.get("checkpoint_ns")),
-        ("checkpoint_id", configurable.get("checkpoint_id") or None),
-    ):
-        parts.append(None if value is None else identifier(kind, value, dialect))
-    return Key(cast("str", parts[0]), parts[1], parts[2])
+    namespace, checkpoint_id = configurable.get("checkpoint_ns"), configurable.get("checkpoint_id")
+    if namespace is not None:
+        namespace = identifier("checkpoint_ns", namespace, dialect)
+    if checkpoint_id is not None:
+        checkpoint_id = identifier("checkpoint_id", checkpoint_id, dialect) or None
+    check_key(namespace or "", checkpoint_id or "")
+    return Key(identifier("thread_id", thread_id, dialect), namespace, checkpoint_id)
 
 
 def conditions_of(
@@ -63,7 +65,7 @@ def conditions_of(
     """The parameters of a list; which of them are there says which conditions hold.
 
     Raises:
-        InvalidInputError: The config names no thread, or the database cannot hold an identifier.
+        InvalidInputError: The config names no thread, or an identifier cannot be stored.
         InvalidFilterError: The filter is not a JSON object.
     """
     conditions: dict[str, Any] = {}
@@ -72,24 +74,41 @@ def conditions_of(
         conditions = {name: value for name, value in named.items() if value is not None}
     if filter_ is not None and (projected := project_filter(filter_)):
         conditions["filter"] = projected
-    before_id = (before or {}).get("configurable", {}).get("checkpoint_id")
-    if before_id:
-        conditions["before"] = identifier("checkpoint_id", before_id, dialect)
+    before_id = None if before is None else _part_of(before, "configurable").get("checkpoint_id")
+    if before_id is not None and (text := identifier("checkpoint_id", before_id, dialect)):
+        conditions["before"] = text
     return conditions
 
 
-def identifier(kind: str, value: object, dialect: Dialect) -> str:
-    """`value` as the text that is stored: the `str` of an int or a UUID, for example.
+def check_limit(limit: object) -> None:
+    """Refuse what is no number of checkpoints.
 
     Raises:
-        InvalidInputError: The database cannot hold it.
+        InvalidInputError: It is neither `None` nor an integer of 0 or more.
     """
-    if type(value) is str and value.isascii() and "\0" not in value:
-        return value  # as nearly all are, and any database can hold
-    # The text of a str enum, not its name.
-    text = str.__str__(value) if isinstance(value, str) else str(value)
-    dialect.check_identifier(kind, text)
-    return text
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidInputError(
+            f"found the limit {quoted(limit)}, expected 0 or more, or None for all"
+        )
+
+
+def mapping(what: str, value: object) -> Mapping[Any, Any]:
+    """`value`, if it is a mapping.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    # A dict first: asking whether something is a Mapping takes five times as long.
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101
+        return value
+    raise InvalidInputError(f"found {quoted(value)} as {what}, expected a mapping")
+
+
+def _part_of(config: RunnableConfig, part: str) -> Mapping[Any, Any]:
+    found = mapping("the config", config).get(part)
+    return {} if found is None else mapping(part, found)
 
 
 def config_for(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
@@ -101,12 +120,15 @@ def full_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> dict[
     """The metadata, with what the config adds to it.
 
     As langgraph-checkpoint's `get_checkpoint_metadata`, but NUL characters stay in strings.
+
+    Raises:
+        InvalidInputError: The metadata, or the config's own, is no mapping.
     """
-    merged: dict[str, Any] = dict(metadata)
-    for source in (config.get("metadata"), config.get("configurable")):
-        for name, value in (source or {}).items():
-            if name in merged or name in EXCLUDED_METADATA_KEYS or name.startswith("__"):
+    merged: dict[str, Any] = dict(mapping("the metadata", metadata))
+    for part in ("metadata", "configurable"):
+        for key, value in _part_of(config, part).items():
+            if key in EXCLUDED_METADATA_KEYS or key in merged or not isinstance(key, str):
                 continue
-            if isinstance(value, str | int | float):
-                merged[name] = value
+            if isinstance(value, str | int | float) and not key.startswith("__"):
+                merged[key] = value
     return merged

@@ -9,9 +9,11 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS
 
 from checkpointer.configs import config_for
-from checkpointer.errors import SerializationError
+from checkpointer.errors import InvalidInputError, SerializationError
+from checkpointer.identifiers import text_of
 from checkpointer.manifest import FormatError, Manifest, Value
 from checkpointer.projection import project
+from checkpointer.quoting import quoted
 from checkpointer.records import StoredCheckpoint, StoredWrite
 from checkpointer.threads import Node
 
@@ -38,21 +40,19 @@ class Decoder:
         """
         one = self.stored
         manifest = self.manifest()
-        checkpoint = self.value(manifest.checkpoint, "the checkpoint")
-        if str(checkpoint["id"]) != one.checkpoint_id:
-            raise one.damage(f"found the manifest of checkpoint {checkpoint['id']!r}")
+        checkpoint = self._checkpoint(manifest)
         checkpoint["channel_values"] = {
             name: self.channel(manifest, name) for name in manifest.channels
         }
         if one.sends:
-            versions = checkpoint["channel_versions"]
-            versions[TASKS] = max(versions.values()) if versions else first_version
+            versions = checkpoint.setdefault("channel_versions", {})
+            versions[TASKS] = self._newest(versions) if versions else first_version
             checkpoint["channel_values"][TASKS] = [v for _, _, v in self.writes(one.sends)]
         namespace, parent = one.namespace, one.parent_checkpoint_id
         return CheckpointTuple(
             config=config_for(namespace, one.checkpoint_id),
             checkpoint=checkpoint,
-            metadata=self.value(manifest.metadata, "the metadata"),
+            metadata=self._dict(manifest.metadata, "the metadata"),
             parent_config=None if parent is None else config_for(namespace, parent),
             pending_writes=self.writes(one.writes),
         )
@@ -67,9 +67,34 @@ class Decoder:
             raise self.stored.damage(str(self.stored.manifest)) from self.stored.manifest
         return self.stored.manifest
 
+    def _checkpoint(self, manifest: Manifest) -> Any:
+        """The checkpoint without its channel values."""
+        found = self._dict(manifest.checkpoint, "the checkpoint")
+        try:
+            checkpoint_id = text_of("checkpoint_id", found.get("id"))
+        except InvalidInputError as exc:
+            raise self.stored.damage(str(exc)) from exc
+        if checkpoint_id != self.stored.checkpoint_id:
+            raise self.stored.damage(f"found the manifest of checkpoint {quoted(checkpoint_id)}")
+        if not isinstance(versions := found.get("channel_versions", {}), dict):
+            raise self.stored.damage(f"found {quoted(versions)} as channel_versions")
+        return found
+
+    def _newest(self, versions: Mapping[str, Any]) -> Any:
+        try:
+            return max(versions.values())
+        except TypeError as exc:
+            raise self.stored.damage(f"the channels' versions have no order: {exc}") from exc
+
+    def _dict(self, value: Value, what: str) -> Any:
+        found = self.value(value, what)
+        if not isinstance(found, dict):
+            raise self.stored.damage(f"found {quoted(found)} as {what}, expected a dict")
+        return found
+
     def channel(self, manifest: Manifest, name: str) -> Any:
         """The value of one channel that the manifest holds."""
-        return self.value(manifest.channels[name], f"channel {name!r}")
+        return self.value(manifest.channels[name], f"channel {quoted(name)}")
 
     def writes(self, writes: Iterable[StoredWrite]) -> list[PendingWrite]:
         """Writes of one checkpoint, in the order in which a run applies them."""
@@ -77,7 +102,8 @@ class Decoder:
         return [(w.task_id, w.channel, self._write(w)) for w in ordered]
 
     def _write(self, write: StoredWrite) -> Any:
-        return self.value(write.value, f"the write of task {write.task_id!r} to {write.channel!r}")
+        named = f"the write of task {quoted(write.task_id)} to {quoted(write.channel)}"
+        return self.value(write.value, named)
 
     def value(self, value: Value | FormatError, what: str) -> Any:
         """A value loaded.
@@ -95,11 +121,13 @@ class Decoder:
             return self.serde.loads_typed((type_, data))
         except Exception as exc:
             one = self.stored
+            reason = f"{type(exc).__name__}: {exc}; use the serde that stored it"
+            if isinstance(exc, SerializationError):  # of our own serde, which says what mends it
+                reason = str(exc)
             raise SerializationError(
                 f"thread {one.thread_id!r}, namespace {one.checkpoint_ns!r}, checkpoint "
-                f"{one.checkpoint_id!r}: found {what} with the type tag {type_!r}, expected a "
-                f"value that the serde can load: {type(exc).__name__}: {exc}; use the serde that "
-                f"stored it"
+                f"{one.checkpoint_id!r}: found {what} with the type tag {quoted(type_)}, expected "
+                f"a value that the serde can load: {reason}"
             ) from exc
 
 

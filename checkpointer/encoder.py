@@ -1,18 +1,20 @@
 """LangGraph's checkpoints and writes, to what is stored."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from checkpointer.cache import ChunkCache, LastCheckpoint
-from checkpointer.chunking import Cut, cut, union
-from checkpointer.configs import Key, identifier
-from checkpointer.dialects import Dialect
-from checkpointer.errors import SerializationError
+from checkpointer.chunking import MAX_SIZE, Cut, cut, union
+from checkpointer.configs import Key, mapping
+from checkpointer.dialect import Dialect
+from checkpointer.errors import InvalidInputError, SerializationError
+from checkpointer.identifiers import channel_name, check_key, identifier
 from checkpointer.manifest import Manifest, Value, encode_manifest, encode_value
 from checkpointer.projection import project
+from checkpointer.quoting import quoted
 from checkpointer.records import PutCheckpoint, PutWrites
 
 CHANNEL_INLINE: Final = 256
@@ -71,11 +73,16 @@ class Encoder:
                 f"expected a value that the serde can dump: {exc}; nothing was stored. Use another "
                 f"value, or pass create_saver(serde=...) a serde that can dump it"
             ) from exc
+        if len(data) > MAX_SIZE:
+            raise InvalidInputError(
+                f"thread {self._key.thread_id!r}: found {what} of {len(data)} bytes, expected at "
+                f"most {MAX_SIZE}; nothing was stored. Store it elsewhere, and its place here"
+            )
         self.size += len(data)
-        return self._identifier("type tag", type_), bytes(data)
+        return identifier("type tag", type_, self._dialect), bytes(data)
 
     def _dump_channel(self, name: str, value: Any) -> Dumped:
-        return self._dump(value, f"channel {self._identifier('channel name', name)!r}")
+        return self._dump(value, f"channel {quoted(name)}")
 
     def _body(self, dumped: Dumped) -> Known:
         """A part that hardly ever repeats."""
@@ -104,7 +111,7 @@ class Encoder:
         self,
         checkpoint: Checkpoint,
         metadata: Mapping[str, Any],
-        new_versions: Collection[str],
+        new_versions: Mapping[str, Any],
         last: tuple[int, LastCheckpoint] | None,
     ) -> Callable[[], PutCheckpoint]:
         """Dump a checkpoint; the encoder's key names its parent.
@@ -123,18 +130,20 @@ class Encoder:
             may be called in another thread.
 
         Raises:
+            InvalidInputError: It is no checkpoint, or an identifier or a value cannot be stored.
             SerializationError: The serde refused a value.
         """
-        versions = dict(checkpoint.get("channel_versions", {}))
+        versions = _copy_of(mapping("the checkpoint", checkpoint), "channel_versions")
+        mapping("new_versions", new_versions)
+        row = self._row(checkpoint, metadata)
         epoch, known = last or (None, _NOTHING)
         is_parent = last is not None and known.checkpoint_id == self._key.checkpoint_id
         kept = known.unchanged(versions, new_versions) if is_parent else {}
-        values = checkpoint.get("channel_values", {})
+        values = self._values(checkpoint)
         names = list(values)
         new = {name: self._dump_channel(name, values[name]) for name in names if name not in kept}
-        body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         parts = [self._dump(body, "the checkpoint"), self._dump(metadata, "the metadata")]
-        row = self._row(checkpoint, metadata)
         version = _version(checkpoint)
 
         def put() -> PutCheckpoint:
@@ -157,12 +166,18 @@ class Encoder:
 
         return put
 
+    def _values(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        given = _copy_of(checkpoint, "channel_values")
+        return {channel_name(name, self._dialect): value for name, value in given.items()}
+
     def _row(self, checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The checkpoint's row but for its manifest."""
-        run_id = metadata.get("run_id")
+        run_id, namespace = metadata.get("run_id"), self._key.namespace
+        checkpoint_id = self._identifier("checkpoint_id", checkpoint.get("id"))
+        check_key(namespace.checkpoint_ns, checkpoint_id)
         return {
-            **self._key.namespace.parameters(),
-            "checkpoint_id": self._identifier("checkpoint_id", checkpoint["id"]),
+            **namespace.parameters(),
+            "checkpoint_id": checkpoint_id,
             "parent_checkpoint_id": self._key.checkpoint_id,
             "run_id": None if run_id is None else self._identifier("run_id", run_id),
             "metadata": project(metadata),
@@ -172,6 +187,10 @@ class Encoder:
         """Pending writes to store with the checkpoint that the encoder's key names.
 
         Special channels (errors, interrupts) take the place of what stands there; others do not.
+
+        Raises:
+            InvalidInputError: These are no writes, or an identifier or a value cannot be stored.
+            SerializationError: The serde refused a value.
         """
         rows: list[dict[str, Any]] = []
         special: list[dict[str, Any]] = []
@@ -181,13 +200,15 @@ class Encoder:
             "task_id": self._identifier("task_id", task_id),
             "task_path": self._identifier("task_path", task_path),
         }
-        for position, (channel, value) in enumerate(writes):
-            dumped, _ = self._body(self._dump(value, f"the write to {channel!r}"))
+        check_key(key["checkpoint_ns"], key["checkpoint_id"], key["task_id"])
+        for position, (given, value) in enumerate(_pairs(writes)):
+            channel = channel_name(given, self._dialect)
+            dumped, _ = self._body(self._dump(value, f"the write to {quoted(channel)}"))
             idx = WRITES_IDX_MAP.get(channel, position)
             row = {
                 **key,
                 "idx": idx,
-                "channel": self._identifier("channel name", channel),
+                "channel": channel,
                 "data": encode_value(dumped),
                 "chunked": dumped.tree() is not None,
             }
@@ -196,6 +217,25 @@ class Encoder:
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)
+
+
+def _copy_of(checkpoint: Mapping[str, Any], part: str) -> dict[Any, Any]:
+    """A mapping of a checkpoint's, empty where it has none."""
+    return dict(mapping(part, checkpoint.get(part, {})))
+
+
+def _pairs(writes: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What was written, and where.
+
+    Raises:
+        InvalidInputError: It consists of other things than pairs.
+    """
+    try:
+        return [(channel, value) for channel, value in writes]
+    except (TypeError, ValueError) as exc:
+        raise InvalidInputError(
+            f"found {quoted(writes)} as the writes, expected pairs of channel and value: {exc}"
+        ) from exc
 
 
 def _version(checkpoint: Checkpoint) -> int:

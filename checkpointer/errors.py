@@ -9,7 +9,7 @@ CheckpointerError
 ├── UsageError (RuntimeError)         the saver is called where it cannot answer
 │   ├── SaverClosedError              ... after `aclose()`
 │   ├── SyncCallError                 ... with a sync method, from its own event loop
-│   └── EventLoopError                ... from another event loop than its own
+│   └── EventLoopError                ... from another event loop or process than its own
 ├── SchemaError                       the database does not have the schema that this version needs
 │   ├── SchemaMissingError            ... it has none of our tables
 │   ├── SchemaOutdatedError           ... an older revision
@@ -18,6 +18,7 @@ CheckpointerError
 ├── DamagedDataError                  a stored row does not hold what was written
 └── DatabaseError                     the database refused or failed
     └── DatabaseUnavailableError      ... it could not be reached, or the connection was lost
+        └── DatabaseBusyError         ... others held it for longer than the saver waits
 ```
 
 Each message names what was found, what was expected and what mends it.
@@ -57,7 +58,7 @@ class SyncCallError(UsageError):
 
 
 class EventLoopError(UsageError):
-    """The saver belongs to another event loop than the one that runs."""
+    """The saver, its engine or its file belongs to another event loop, or to another process."""
 
 
 class SchemaError(CheckpointerError):
@@ -103,4 +104,11 @@ class DatabaseError(CheckpointerError):
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """The database could not be reached, or the connection was lost."""
+    """The database could not be reached, or the connection was lost.
+
+    Whether the operation was stored is not known; each may be called again.
+    """
+
+
+class DatabaseBusyError(DatabaseUnavailableError):
+    """Others held the database, or all connections, for longer than the saver waits."""

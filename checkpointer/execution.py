@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.base import Executable
 
 from checkpointer.errors import DatabaseError
+from checkpointer.limits import Limit
 
 Processor: TypeAlias = Callable[[Any], Any]
 Parameters: TypeAlias = Mapping[str, Any]
@@ -33,18 +34,27 @@ class Connection(ABC):
 
 
 class CoreConnection(Connection):
-    """Runs statements through SQLAlchemy's own connection, whatever the driver."""
+    """Runs statements through SQLAlchemy's own connection, whatever the driver.
 
-    def __init__(self, connection: sa.Connection) -> None:
+    Args:
+        connection: The connection.
+        limit: How long to wait for each answer.
+    """
+
+    def __init__(self, connection: sa.Connection, limit: Limit) -> None:
         self._connection = connection
+        self._limit = limit
 
     def fetch(self, statement: Executable, parameters: Parameters = NOTHING) -> Sequence[Any]:
         """All rows of a statement."""
-        return self._connection.execute(statement, parameters).all()
+        rows = self._connection.execute(statement, parameters).all()
+        self._limit.extend()
+        return rows
 
     def execute(self, statement: Executable, *rows: Parameters) -> None:
         """Run a statement once for each row of parameters."""
         self._connection.execute(statement, rows)
+        self._limit.extend()
 
 
 def not_free(connection: str) -> DatabaseError:

@@ -1,26 +1,34 @@
 """`create_saver`: a URL or an engine, to a saver."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Final
 
 import sqlalchemy as sa
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from checkpointer.allowlist import AllowedTypes
 from checkpointer.backend import Backend
-from checkpointer.engine import Database, create_engine, resolve_url
+from checkpointer.database import PATIENCE, Database
+from checkpointer.engine import create_engine, resolve_url
 from checkpointer.errors import ConfigurationError
+from checkpointer.limits import TIMEOUT
 from checkpointer.saver import AsyncSQLAlchemySaver
+from checkpointer.serde import StrictSerializer
 
 CACHE_BYTES: Final = 64 << 20
 """Bytes that the chunk cache holds at most, unless told otherwise."""
 
 
-def create_saver(
+def create_saver(  # noqa: PLR0913 - one argument an option
     url_or_engine: str | sa.URL | AsyncEngine | None = None,
     *,
     serde: SerializerProtocol | None = None,
+    allowed_types: AllowedTypes | None = None,
     cache_bytes: int = CACHE_BYTES,
+    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
     engine_options: Mapping[str, Any] | None = None,
 ) -> AsyncSQLAlchemySaver:
     """Make a saver. Does no I/O and needs no running event loop.
@@ -35,28 +43,55 @@ def create_saver(
             disposed. Without one, the environment's `CHECKPOINTER_URL` is taken, and without that
             the file `checkpoints.db`.
         serde: How values become bytes and back. Without one, LangGraph's own, made lossless.
+        allowed_types: The types that are stored and loaded besides LangGraph's safe ones: classes,
+            and pairs of a module's name and a class's name in it. Any other raises
+            `SerializationError`, and nothing of it is called or imported. An empty list allows the
+            safe ones alone. Without one, LangGraph's own rule holds: all types, with a warning,
+            unless the environment has `LANGGRAPH_STRICT_MSGPACK`.
         cache_bytes: Bound of the cache of stored chunks, in bytes; 0 turns it off.
+        patience: Seconds for which an operation is tried again when the connection was lost, the
+            server is away, or others hold what it needs; 0 raises at once.
+        timeout: Seconds that a server may take for one answer, or another process for its
+            transaction on a SQLite file, until that counts as a failure.
         engine_options: Passed to SQLAlchemy's `create_async_engine` with the URL.
 
     Raises:
         ConfigurationError: The URL, the engine or an option cannot work.
         DriverError: The URL's database driver is missing, unknown or not async.
     """
+    if allowed_types is not None:
+        _check_alone(serde)
+        serde = StrictSerializer(allowed_types)
     if cache_bytes < 0:
         raise ConfigurationError(f"found cache_bytes={cache_bytes}, expected 0 or more bytes")
+    if not 0 <= patience < inf:
+        raise ConfigurationError(f"found patience={patience}, expected 0 or more seconds")
+    if not 0 < timeout < inf:
+        raise ConfigurationError(f"found timeout={timeout}, expected more than 0 seconds")
     if isinstance(url_or_engine, AsyncEngine):
         if engine_options:
             raise ConfigurationError(
                 "found engine_options together with an engine, expected them with a URL; give them "
                 "to create_async_engine"
             )
-        database = Database(url_or_engine, owned=False)
+        engine = url_or_engine
     elif isinstance(url_or_engine, sa.Engine):
         raise ConfigurationError(
             "found a sync SQLAlchemy engine, expected an async one; use "
             "sqlalchemy.ext.asyncio.create_async_engine, or pass the URL"
         )
     else:
-        engine = create_engine(resolve_url(url_or_engine), **(engine_options or {}))
-        database = Database(engine, owned=True)
+        engine = create_engine(resolve_url(url_or_engine), engine_options, timeout=timeout)
+    owned = engine is not url_or_engine
+    database = Database(engine, owned=owned, patience=patience, timeout=timeout)
     return AsyncSQLAlchemySaver(Backend(database, cache_bytes=cache_bytes), serde=serde)
+
+
+def _check_alone(serde: SerializerProtocol | None) -> None:
+    """Refuse a serde next to `allowed_types`."""
+    if serde is not None:
+        raise ConfigurationError(
+            "found allowed_types together with a serde, expected one of them, because only a serde "
+            "itself can keep to a list of types; give it the list, as in "
+            "serde=EncryptedSerializer(cipher, StrictSerializer(allowed_types))"
+        )

@@ -1,17 +1,26 @@
-"""What is done to whole threads: deleting, copying, pruning."""
+"""What is done to whole threads: deleting, copying, pruning, verifying."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS
 
-from checkpointer import threads
+from checkpointer import threads, verification
 from checkpointer.backend import Backend
-from checkpointer.configs import identifier
 from checkpointer.decoder import node_of
-from checkpointer.errors import InvalidInputError
+from checkpointer.errors import (
+    DamagedDataError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    InvalidInputError,
+)
+from checkpointer.identifiers import identifier, identifiers, text_of
+from checkpointer.problems import Problem, ProblemKind, Verification
+from checkpointer.quoting import quoted
 from checkpointer.serde import LosslessSerializer
 from checkpointer.twins import SyncTwins
 
@@ -45,13 +54,14 @@ class Maintenance(SyncTwins):
         """
         run_ids = self._identifiers("run_id", run_ids)
         store = self._backend.store
-        found = await self._backend.read(
-            partial(threads.threads_of_runs, store=store, run_ids=run_ids)
-        )
-        for thread_id in found:
-            await self._backend.write(
-                partial(threads.delete_runs, store=store, thread_id=thread_id, run_ids=run_ids)
+        with self._backend.call():
+            found = await self._backend.read(
+                partial(threads.threads_of_runs, store=store, run_ids=run_ids)
             )
+            for thread_id in found:
+                await self._backend.write(
+                    partial(threads.delete_runs, store=store, thread_id=thread_id, run_ids=run_ids)
+                )
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy all checkpoints and writes of a thread, inside the database.
@@ -78,27 +88,89 @@ class Maintenance(SyncTwins):
         store = self._backend.store
         if strategy not in STRATEGIES:
             raise InvalidInputError(
-                f"found the prune strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}"
+                f"found the prune strategy {quoted(strategy)}, expected one of "
+                f"{', '.join(STRATEGIES)}"
             )
-        for thread_id in thread_ids:
-            if strategy == "delete":
-                work = partial(threads.delete_thread, store=store, thread_id=thread_id)
-            else:
-                work = partial(
-                    threads.keep_latest,
-                    store=store,
-                    thread_id=thread_id,
-                    node_of=node_of,
-                    sends_channel=TASKS,
-                )
-            await self._backend.write(work)
+        if strategy == "delete":
+            work = partial(threads.delete_thread, store=store)
+        else:
+            work = partial(threads.keep_latest, store=store, node_of=node_of, sends_channel=TASKS)
+        with self._backend.call():
+            for thread_id in thread_ids:
+                await self._backend.write(partial(work, thread_id=thread_id))
+
+    async def averify(
+        self,
+        thread_id: str | None = None,
+        *,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """Read everything that is stored, hash every chunk again, and tell what is wrong.
+
+        Each thread is read from one snapshot, past the cache. Values are put together on paper
+        only, and not loaded by the serde; but for each checkpoint's own dict, which tells whether
+        it stands under its own id, unless the serde refuses it. Nothing is changed without
+        `repair`.
+
+        Args:
+            thread_id: This thread alone.
+            repair: Remove the chunks that nothing names, one transaction a thread; none where
+                damage leaves it unknown which these are. Nothing else is mended.
+            progress: Called with how many threads are done, and how many there are in all.
+
+        Returns:
+            What was found before any repair.
+        """
+        named = None if thread_id is None else [self._identifier("thread_id", thread_id)]
+        store, found, done, total = self._backend.store, Verification(), 0, 1
+        with self._backend.call():
+            if named is None and progress is not None:
+                total = await self._backend.read(partial(verification.count_threads, store=store))
+            page = await self._threads_after(None) if named is None else named
+            while page:
+                for name in page:
+                    found += await self._verify_thread(name, repair=repair)
+                    done += 1
+                    if progress is not None:
+                        progress(done, max(done, total))
+                page = await self._threads_after(page[-1]) if named is None else []
+        return found
+
+    async def _threads_after(self, thread_id: str | None) -> list[str]:
+        store = self._backend.store
+        work = partial(verification.threads_after, store=store, thread_id=thread_id)
+        return await self._backend.read(work)
+
+    async def _verify_thread(self, thread_id: str, *, repair: bool) -> Verification:
+        store = self._backend.store
+        verify = partial(verification.verify_thread, store=store, thread_id=thread_id)
+        try:
+            found = await self._backend.read_snapshot(partial(verify, id_of=self._id_of))
+        except DatabaseUnavailableError:
+            raise
+        except DatabaseError as exc:  # a page of its file is damaged, for example
+            problem = Problem(ProblemKind.UNREADABLE_THREAD, thread_id, detail=str(exc))
+            return Verification(threads=1, problems=(problem,))
+        if not repair or not verification.has_garbage(found):
+            return found
+        try:
+            removed = await self._backend.write(
+                partial(threads.sweep_thread, store=store, thread_id=thread_id)
+            )
+        except DamagedDataError as exc:  # since it was verified
+            problem = Problem(ProblemKind.UNDECIDED_CHUNKS, thread_id, detail=str(exc))
+            return found + Verification(problems=(problem,))
+        return replace(found, removed=removed)
+
+    def _id_of(self, type_: str, data: bytes) -> str | None:
+        """The id that a checkpoint's own dict tells, if the serde can load it."""
+        with suppress(Exception):  # no damage: another serde may have stored it
+            return text_of("checkpoint_id", self.serde.loads_typed((type_, data))["id"])
+        return None
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._backend.database.dialect)
 
     def _identifiers(self, kind: str, values: Sequence[object]) -> Sequence[str]:
-        if isinstance(values, str):
-            raise InvalidInputError(
-                f"found the single {kind} {values!r}, expected a sequence; pass [{values!r}]"
-            )
-        return [self._identifier(kind, value) for value in values]
+        return identifiers(kind, values, self._backend.database.dialect)

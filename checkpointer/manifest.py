@@ -5,6 +5,7 @@ metadata, and every channel's value; each either inline or as a tree of chunks. 
 sealed with a checksum, so that damage is found on reading.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,7 +13,8 @@ from typing import Any, Final
 
 import ormsgpack
 
-from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, MAX_DEPTH, Tree
+from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, MAX_DEPTH, MAX_SIZE, Tree
+from checkpointer.quoting import quoted
 
 FORMAT: Final = 1
 """The version of the format that is written. Older ones stay readable."""
@@ -87,10 +89,10 @@ def decode_manifest(data: bytes) -> Manifest:
     try:
         version, checkpoint, metadata, channels = ormsgpack.unpackb(body[1:])
         return Manifest(
-            _integer(version),
+            _natural(version),
             _unpack_value(checkpoint),
             _unpack_value(metadata),
-            {str(name): _unpack_value(value) for name, value in channels.items()},
+            {name: _unpack_value(value) for name, value in channels.items()},
         )
     except (ValueError, TypeError, AttributeError) as exc:
         raise FormatError(f"a manifest cannot be decoded: {exc}") from exc
@@ -113,6 +115,21 @@ def decode_value(data: bytes) -> Value:
         raise FormatError(f"a value cannot be decoded: {exc}") from exc
 
 
+def decode_projection(text: str) -> dict[str, Any]:
+    """The metadata's projection, which stands beside a manifest as JSON.
+
+    Raises:
+        FormatError: It is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise FormatError(f"the metadata's projection cannot be decoded: {exc}") from exc
+    if not isinstance(found, dict):
+        raise FormatError(f"found {quoted(found)} as the metadata's projection, expected an object")
+    return found
+
+
 def seal(body: bytes) -> bytes:
     """`body` with its checksum before it."""
     return blake2b(body, digest_size=SEAL_SIZE).digest() + body
@@ -124,6 +141,8 @@ def unseal(data: bytes) -> bytes:
     Raises:
         FormatError: The checksum is not that of the body.
     """
+    if not isinstance(data, bytes):  # SQLite stores anything in any column
+        raise FormatError(f"found {quoted(data)}, expected bytes")
     body = data[SEAL_SIZE:]
     if blake2b(body, digest_size=SEAL_SIZE).digest() != data[:SEAL_SIZE]:
         raise FormatError(f"found {len(data)} bytes that do not match their checksum")
@@ -138,7 +157,7 @@ def _pack_value(value: Value) -> list[Any]:
 def _unpack_value(packed: Any) -> Value:
     type_, content = packed
     if not isinstance(type_, str):
-        raise TypeError(f"found the type tag {type_!r}, expected a string")
+        raise TypeError(f"found {quoted(type_)} as a type tag, expected a string")
     return Value(type_, content if isinstance(content, bytes) else _unpack_tree(content))
 
 
@@ -148,20 +167,21 @@ def _pack_tree(tree: Tree) -> list[Any]:
 
 def _unpack_tree(packed: Any) -> Tree:
     size, depth, head, digests = packed
-    tree = Tree(head, _integer(size), _integer(depth), digests)
     if (
         not isinstance(head, bytes)
         or not isinstance(digests, bytes)
         or len(head) != HEAD_SIZE
         or len(digests) % DIGEST_SIZE
-        or not 0 <= depth <= MAX_DEPTH
-        or size < HEAD_SIZE
+        or _natural(depth) > MAX_DEPTH
+        or not HEAD_SIZE <= _natural(size) <= MAX_SIZE
     ):
-        raise ValueError(f"found the impossible tree {tree!r}")
-    return tree
+        raise ValueError(
+            f"found an impossible tree of {quoted(size)} bytes and {quoted(depth)} levels of nodes"
+        )
+    return Tree(head, size, depth, digests)
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"found {value!r}, expected an integer")
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"found {quoted(value)}, expected a natural number")
     return value

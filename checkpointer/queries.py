@@ -1,7 +1,7 @@
 """Arguments to statements, built once for each kind of database. Executes nothing.
 
-Every statement names `thread_id`, but for the two that search over all threads: by `run_id`, and
-the list without a thread.
+Every statement names `thread_id`, but for those that search over all threads: by `run_id`, the list
+without a thread, and the threads themselves.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from checkpointer.arrays import AnySelect
-from checkpointer.dialects import Dialect, dialect_named
+from checkpointer.dialect import Dialect
+from checkpointer.dialects import dialect_named
 from checkpointer.tables import checkpoints, chunks, threads, writes
 from checkpointer.upserts import replacing, touching
 
@@ -34,6 +35,7 @@ class Queries:
         self._build_plans()
         self._build_deletes()
         self._build_copies()
+        self._build_verifications()
 
     def _build_puts(self) -> None:
         insert = self.dialect.insert
@@ -66,13 +68,7 @@ class Queries:
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
         self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
         self.latest_and_writes = _and_writes(self.latest_checkpoint)
-        # Three lists and not one of triples, which SQLite answers by a scan of the table. They may
-        # find a few more than asked for: callers look rows up by their whole key.
-        self.writes_of_many = sa.select(writes).where(
-            self.dialect.is_any_of(w.thread_id, "thread_ids"),
-            self.dialect.is_any_of(w.checkpoint_ns, "namespaces"),
-            self.dialect.is_any_of(w.checkpoint_id, "checkpoint_ids"),
-        )
+        self.writes_of_many = sa.select(writes).where(*self._is_any_key(writes))
         self.channel_writes_of_many = self.writes_of_many.where(
             self.dialect.is_any_of(w.channel, "channels")
         )
@@ -112,7 +108,7 @@ class Queries:
             checkpoints.c.checkpoint_ns,
             checkpoints.c.checkpoint_id,
             checkpoints.c.parent_checkpoint_id,
-            checkpoints.c.metadata,
+            _projection,
             checkpoints.c.manifest,
         ).where(in_thread)
         self.chunked_writes = sa.select(writes).where(_same(writes, "thread_id"), writes.c.chunked)
@@ -178,6 +174,27 @@ class Queries:
             replacing(self._copy(writes)),
         ]
 
+    def _build_verifications(self) -> None:
+        self.thread_count = sa.select(sa.func.count().label("threads")).select_from(threads)
+        stored = sa.select(sa.func.count()).where(_same(chunks, "thread_id")).select_from(chunks)
+        self.thread_summary = sa.select(
+            sa.exists(sa.select(sa.literal(1)).where(_same(threads, "thread_id"))).label("has_row"),
+            stored.scalar_subquery().label("chunks"),
+        )
+        # By their range and not page by page in order: without statistics, PostgreSQL would sort
+        # all that is left for each page.
+        low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
+        self.chunks_between = sa.select(chunks.c.digest, chunks.c.data).where(
+            _same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
+        )
+        self.checkpoint_keys, self.write_keys = (
+            sa.select(*_columns(table, *_KEY)).where(_same(table, "thread_id")).distinct()
+            for table in (checkpoints, writes)
+        )
+        self.manifests_of_many = sa.select(
+            *_columns(checkpoints, *_KEY), _projection, checkpoints.c.manifest
+        ).where(*self._is_any_key(checkpoints))
+
     @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
     def page(  # noqa: PLR0913 - one flag a condition
         self,
@@ -212,11 +229,45 @@ class Queries:
         if metadata:
             statement = statement.where(self.dialect.json_contains(c.metadata, "filter"))
         if cursor:
-            after = [
-                bindparam(f"after_{column.name}", type_=column.type) for column in CHECKPOINT_KEY
-            ]
-            statement = statement.where(sa.tuple_(*CHECKPOINT_KEY) < sa.tuple_(*after))
+            statement = statement.where(sa.tuple_(*CHECKPOINT_KEY) < _cursor(*CHECKPOINT_KEY))
         return statement
+
+    @cache  # noqa: B019 - as above
+    def threads_after(self, *, cursor: bool) -> AnySelect:
+        """A page of the ids of all threads that have a row in any table, in order.
+
+        The parameters are `limit`, and with a cursor `after_thread_id`.
+        """
+        limit = bindparam("limit", type_=sa.Integer)
+
+        def of(table: sa.Table) -> AnySelect:
+            # From one id to the next in the index, past all rows that they have: no planner finds
+            # this way by itself.
+            least = sa.select(sa.func.min(table.c.thread_id).label("thread_id"))
+            first = least.where(table.c.thread_id > _cursor(table.c.thread_id)) if cursor else least
+            found = first.add_columns(sa.literal(1).label("place")).cte(
+                f"of_{table.name}", recursive=True
+            )
+            following = least.where(table.c.thread_id > found.c.thread_id).scalar_subquery()
+            found = found.union_all(
+                sa.select(following, found.c.place + 1).where(
+                    found.c.place < limit, found.c.thread_id.is_not(None)
+                )
+            )
+            return sa.select(found.c.thread_id).where(found.c.thread_id.is_not(None))
+
+        any_of_them = sa.union(*map(of, (threads, checkpoints, writes, chunks))).subquery()
+        return sa.select(any_of_them).order_by(any_of_them.c.thread_id).limit(limit)
+
+    def _is_any_key(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
+        """Whether a row is of one of the checkpoints in `keys`.
+
+        Three lists and not one of triples, which SQLite answers by a scan of the table. They may
+        find a few more than asked for: callers look rows up by their whole key.
+        """
+        names = ("thread_ids", "namespaces", "checkpoint_ids")
+        columns = _columns(table, *_KEY)
+        return [self.dialect.is_any_of(c, name) for c, name in zip(columns, names, strict=True)]
 
     def _delete_some(self, table: sa.Table, column: sa.Column[str]) -> sa.Delete:
         return sa.delete(table).where(
@@ -236,11 +287,19 @@ class Queries:
 
 _KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
 
+# As text, so that one that is damaged does not keep its row from being read.
+_projection = sa.cast(checkpoints.c.metadata, sa.Text).label("metadata")
+
 
 def _same(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         *(table.c[name] == bindparam(name, type_=table.c[name].type) for name in columns)
     )
+
+
+def _cursor(*key: sa.Column[Any]) -> sa.Tuple:
+    """The key of a page's last row."""
+    return sa.tuple_(*(bindparam(f"after_{column.name}", type_=column.type) for column in key))
 
 
 def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
@@ -264,7 +323,7 @@ def _and_writes(checkpoint: AnySelect) -> sa.CompoundSelect[*tuple[Any, ...]]:
 
 
 def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
-    """The parameters of `Queries.writes_of_many`: thread, namespace and checkpoint of each."""
+    """The parameters of statements about many checkpoints: thread, namespace and id of each."""
     thread_ids, namespaces, checkpoint_ids = (
         sorted(set(part)) for part in zip(*triples, strict=True)
     )

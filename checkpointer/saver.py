@@ -21,12 +21,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import history
 from checkpointer.backend import off_loop
-from checkpointer.configs import Key, conditions_of, config_for, full_metadata, key_of
+from checkpointer.configs import (
+    Key,
+    check_limit,
+    conditions_of,
+    config_for,
+    full_metadata,
+    key_of,
+)
 from checkpointer.decoder import Decoder
 from checkpointer.encoder import Encoder
+from checkpointer.engine import shown
 from checkpointer.errors import InvalidInputError
+from checkpointer.identifiers import channel_names
 from checkpointer.listing import checkpoints
 from checkpointer.maintenance import Maintenance
+from checkpointer.quoting import quoted
 from checkpointer.records import ReuseError, StoredCheckpoint
 
 P = ParamSpec("P")
@@ -45,6 +55,9 @@ class AsyncSQLAlchemySaver(Maintenance):
         backend: The running parts, shared by clones of this saver.
         serde: How values become bytes; without one, LangGraph's own, made lossless.
     """
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {shown(self.engine.url)}>"
 
     @property
     def engine(self) -> AsyncEngine:
@@ -145,8 +158,7 @@ class AsyncSQLAlchemySaver(Maintenance):
         Yields:
             One checkpoint after the other.
         """
-        if limit is not None and limit < 0:
-            raise InvalidInputError(f"found the limit {limit}, expected 0 or more, or None for all")
+        check_limit(limit)
         dialect = self._backend.database.dialect
         conditions = conditions_of(config, filter, before, dialect)
         async with aclosing(checkpoints(self._backend, conditions, limit, TASKS)) as found:
@@ -177,11 +189,12 @@ class AsyncSQLAlchemySaver(Maintenance):
         last = self._backend.store.last.get(key.namespace)
         encoder = self._encoder(key)
         encode = encoder.checkpoint(checkpoint, metadata_, new_versions, last)
-        try:
-            put = await self._backend.put_encoded(encode, encoder.size)
-        except ReuseError:
-            encode = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
-            put = await self._backend.put_encoded(encode, encoder.size)
+        with self._backend.call():
+            try:
+                put = await self._backend.put_encoded(encode, encoder.size)
+            except ReuseError:
+                encode = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
+                put = await self._backend.put_encoded(encode, encoder.size)
         return config_for(key.namespace, put.row["checkpoint_id"])
 
     async def aput_writes(
@@ -225,19 +238,21 @@ class AsyncSQLAlchemySaver(Maintenance):
             For each channel the writes on the way to the checkpoint, oldest first, and as `seed`
             the value that the nearest ancestor holds, if one does.
         """
-        if not channels:
+        dialect = self._backend.database.dialect
+        names = channel_names(channels, dialect)
+        if not names:
             return {}
-        key = key_of(config, self._backend.database.dialect)
+        key = key_of(config, dialect)
         found = await self._backend.read_snapshot(
             partial(
                 history.walk,
                 store=self._backend.store,
                 namespace=key.namespace,
                 checkpoint_id=key.checkpoint_id,
-                channels=channels,
+                channels=names,
             )
         )
-        return {channel: self._channel_history(found, channel) for channel in channels}
+        return {name: self._channel_history(found, name) for name in names}
 
     def _channel_history(self, found: history.History, channel: str) -> DeltaChannelHistory:
         line = found.ancestors[: found.seeds.get(channel, len(found.ancestors)) + 1]
@@ -254,8 +269,14 @@ class AsyncSQLAlchemySaver(Maintenance):
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The next version of a channel, in the official savers' format, which sorts as text."""
         del channel
-        number = int(str(current).split(".")[0]) + 1 if current is not None else 1
-        return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
+        try:
+            number = int(str(current).split(".")[0]) + 1 if current is not None else 1
+            return f"{number:032}.{random.random():016}"  # noqa: S311 - tells two forks apart
+        except ValueError as exc:
+            raise InvalidInputError(
+                f"found the channel version {quoted(current)}, expected one that begins with a "
+                f"number, as this method makes them"
+            ) from exc
 
     def _encoder(self, key: Key) -> Encoder:
         backend = self._backend

@@ -12,7 +12,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from checkpointer.engine import URL_VARIABLE, Database, shown
+from checkpointer.database import Database
+from checkpointer.engine import URL_VARIABLE, shown
 from checkpointer.errors import (
     SchemaMissingError,
     SchemaOutdatedError,

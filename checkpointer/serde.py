@@ -13,26 +13,31 @@ consist of, LangChain's plain messages, takes a shorter way to the same bytes an
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from enum import Enum
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final
 
 import ormsgpack
 from langgraph.checkpoint.serde import _msgpack, jsonplus
+from langgraph.checkpoint.serde.event_hooks import SerdeEvent, emit_serde_event
 
 # Private: the encoder's options, its hook for what is no plain value, and what makes the decoder's
 # hook. The first two hold the format that must not differ; `langgraph-checkpoint<4.4` pins them.
 from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_POS_ARGS,
+    EXT_DELTA_SNAPSHOT,
     EXT_PYDANTIC_V2,
+    LC_REVIVER,
     JsonPlusSerializer,
     _create_msgpack_ext_hook,
     _msgpack_default,
     _option,
 )
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from checkpointer import messages
+from checkpointer import messages, nesting
+from checkpointer.allowlist import SAFE, AllowedTypes, names_of, watch, watched
 
 _STRICT: Final = _option & ~ormsgpack.OPT_REPLACE_SURROGATES
 
@@ -71,7 +76,62 @@ class LosslessSerializer(JsonPlusSerializer):
         if hook is None or hook[0] is not self._allowed_msgpack_modules:
             allowed = self._allowed_msgpack_modules
             self._hook = hook = allowed, _create_ext_hook(allowed)
-        return ormsgpack.unpackb(packed, ext_hook=hook[1], option=ormsgpack.OPT_NON_STR_KEYS)
+        try:
+            return ormsgpack.unpackb(packed, ext_hook=hook[1], option=ormsgpack.OPT_NON_STR_KEYS)
+        finally:
+            nesting.raise_if_stopped()
+
+
+class StrictSerializer(LosslessSerializer):
+    """`LosslessSerializer` that takes LangGraph's safe types and some of the caller's, no others.
+
+    A value of another type is neither stored nor loaded: its class is not called, its module not
+    imported, and the call raises. Nor are values loaded that were stored as pickles.
+
+    Args:
+        allowed_types: Classes, and pairs of a module's name and a class's name in it. A subclass
+            has a name of its own.
+
+    Raises:
+        ConfigurationError: One of the types is neither, or a class whose values could not be
+            loaded, because its module does not have it under its name.
+    """
+
+    def __init__(self, allowed_types: AllowedTypes = ()) -> None:
+        # Whatever passes `_reviver` below is allowed.
+        super().__init__(allowed_msgpack_modules=names_of(allowed_types), allowed_json_modules=True)
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Return the encoding's name and the bytes of a value.
+
+        Raises:
+            SerializationError: Something in it is of a type that is not allowed.
+        """
+        return watched(self._allowed_types(), super().dumps_typed, obj)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Return a value.
+
+        Raises:
+            SerializationError: Something in it is of a type that is not allowed.
+        """
+        return watched(self._allowed_types(), super().loads_typed, data)
+
+    def _allowed_types(self) -> Container[tuple[str, ...]]:
+        """What a saver's clones allow is more: LangGraph adds the types of a graph's schemas."""
+        allowed = self._allowed_msgpack_modules
+        return allowed if isinstance(allowed, set) else ()
+
+    def _reviver(self, value: dict[str, Any]) -> Any:
+        """Return what an object of the old JSON encoding stands for, LangChain's own included."""
+        path: Any = value.get("id")
+        if value.get("lc") in (1, 2) and value.get("type") == "constructor" and path:
+            if value["lc"] == 1:
+                path = LC_REVIVER.import_mappings.get(tuple(path), path)
+            watching = watch()
+            if watching is None or not watching.check(".".join(path[:-1]), path[-1]):
+                return None
+        return super()._reviver(value)
 
 
 def _pack(value: Any) -> bytes:
@@ -156,28 +216,56 @@ def _rebind(function: Any, **names: object) -> Callable[..., Any]:
     return FunctionType(function.__code__, vars(jsonplus) | names)
 
 
-_rebound_strict_default = _rebind(_msgpack_default, _msgpack_enc=_pack_strictly)
-_rebound_escaping_default = _rebind(_msgpack_default, _msgpack_enc=_pack_escaped)
+def _checking(pack: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return what packs a call, (module, class, arguments) and perhaps a method, and checks it."""
+
+    def pack_call(call: Any) -> bytes:
+        watching = watch()
+        # What the hook packs for an array are four values, of which the second is its shape.
+        if watching is not None and isinstance(call[1], str):
+            module, name, _, *method = call
+            watching.check(module, name, *(one for one in method if one != _VALIDATE))
+        return pack(call)
+
+    return pack_call
+
+
+_VALIDATE: Final = "model_validate_json"
+"""What stands in the place of a method for pydantic's objects, and is not called."""
+
+_rebound_strict_default = _rebind(_msgpack_default, _msgpack_enc=_checking(_pack_strictly))
+_rebound_escaping_default = _rebind(_msgpack_default, _msgpack_enc=_checking(_pack_escaped))
 _PLAIN: Final = {cls: (cls.__module__, cls.__name__) for cls in messages.PLAIN}
 
 
 def _strict_default(obj: Any) -> Any:
     name = _PLAIN.get(type(obj))
-    if name is None:
-        return _rebound_strict_default(obj)
-    call = (*name, obj.model_dump(), "model_validate_json")
-    return ormsgpack.Ext(EXT_PYDANTIC_V2, _pack_strictly(call))
+    if name is not None:  # one of the safe types
+        call = (*name, obj.model_dump(), _VALIDATE)
+        return ormsgpack.Ext(EXT_PYDANTIC_V2, _pack_strictly(call))
+    if isinstance(obj, _DeltaSnapshot):  # a value, and no call
+        return ormsgpack.Ext(EXT_DELTA_SNAPSHOT, _pack_strictly(obj.value))
+    return _rebound_strict_default(obj)
 
 
 def _escaping_default(obj: Any) -> Any:
+    if isinstance(obj, _DeltaSnapshot):
+        return ormsgpack.Ext(EXT_DELTA_SNAPSHOT, _pack_escaped(obj.value))
     return _escape(_rebound_escaping_default(obj))  # an exception is packed as its repr, a string
 
 
-# As safe types the calls pass every allowlist, and nobody is warned of them.
-_CALLS: Final = frozenset({("builtins", "dict"), ("builtins", "str"), ("builtins", "tuple")})
-_SAFE: Final = {"SAFE_MSGPACK_TYPES": _msgpack.SAFE_MSGPACK_TYPES | _CALLS}
+def _emit(event: SerdeEvent) -> None:
+    """Tell LangGraph's listeners of a type, and the watch of one that is refused."""
+    emit_serde_event(event)
+    watching = watch()
+    if watching is not None:  # which allows no type that is not registered
+        watching.refuse(event["module"], event["name"], *filter(None, [event.get("method")]))
+
+
 _create_ext_hook = _rebind(
     _create_msgpack_ext_hook,
-    _lg_msgpack=SimpleNamespace(**vars(_msgpack) | _SAFE),
+    _lg_msgpack=SimpleNamespace(**vars(_msgpack) | {"SAFE_MSGPACK_TYPES": SAFE}),
     importlib=SimpleNamespace(import_module=messages.import_module),
+    emit_serde_event=_emit,
+    ormsgpack=SimpleNamespace(**vars(ormsgpack) | {"unpackb": nesting.unpackb}),
 )

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from checkpointer.arrays import AnySelect, chunks_below
 from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
-from checkpointer.chunking import Cut, Tree, digest_of, split_digests, union
+from checkpointer.chunking import DIGEST_SIZE, Cut, Tree, digest_of, split_digests, union
 from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
 from checkpointer.queries import Queries, keys
@@ -193,10 +193,13 @@ class Store:
             chunks |= {digest: read[digest] for digest in unknown & read.keys()}
             chunks |= self.cache.get_many(unknown - read.keys())
             missing |= {named for named in wanted if named[0] not in chunks}
+            nodes = {named for named in wanted if named[1] and named[0] in chunks}
+            # A chunk that is no list of digests is no node; joining the tree tells so.
+            odd = {(node, depth) for node, depth in nodes if len(chunks[node]) % DIGEST_SIZE}
+            complete = complete and not odd
             wanted = {
                 (digest, depth - 1)
-                for node, depth in wanted
-                if depth and node in chunks
+                for node, depth in nodes - odd
                 for digest in split_digests(chunks[node])
             }
             if not wanted:
@@ -236,7 +239,7 @@ class Store:
             given = {"given_digest": digests, "given_depth": depths}
             parameters = given if follow else {"digests": digests}
             rows = connection.fetch(statement, {"thread_ids": list(thread_ids), **parameters})
-            found |= {digest: data for digest, data in rows if digest_of(data) == digest}
+            found |= {digest: data for digest, data in rows if _is_whole(digest, data)}
         return found
 
 
@@ -258,6 +261,11 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _is_whole(digest: bytes, data: object) -> bool:
+    """Whether a chunk is what its digest names; SQLite stores anything in any column."""
+    return isinstance(data, bytes) and digest_of(data) == digest
 
 
 def _fitting(found: Sequence[StoredCheckpoint]) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from checkpointer.chunking import Tree, split_digests
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection
-from checkpointer.manifest import FormatError, Manifest, decode_manifest
+from checkpointer.manifest import FormatError, Manifest, decode_manifest, decode_projection
 from checkpointer.queries import keys
 from checkpointer.records import StoredWrite
 from checkpointer.store import Store, batched, new_epoch
@@ -120,7 +120,8 @@ def keep_latest(
         sends_channel: The channel of pending sends.
 
     Raises:
-        DamagedDataError: A manifest cannot be read, so that it is unknown which chunks are live.
+        DamagedDataError: A manifest or its metadata cannot be read, so that it is unknown what is
+            needed.
     """
     if not _lock(connection, store, thread_id):
         return
@@ -128,7 +129,7 @@ def keep_latest(
     for row in connection.fetch(store.queries.manifests, {"thread_id": thread_id}):
         key = (row.checkpoint_ns, row.checkpoint_id)
         manifest = _manifest(thread_id, row)
-        nodes[key] = node_of(row.metadata, manifest, row.parent_checkpoint_id)
+        nodes[key] = node_of(_metadata(thread_id, row), manifest, row.parent_checkpoint_id)
     _forget_empty_sends(connection, store, thread_id, nodes, sends_channel)
     plan = plan_keep_latest(nodes)
     for namespace in sorted(plan.namespaces):
@@ -214,16 +215,25 @@ def copy_thread(connection: Connection, store: Store, source: str, target: str) 
     for thread_id in sorted((source, target)):  # the order of every transaction that holds two
         if thread_id == target:
             connection.execute(store.queries.touch_thread, touched)
-        else:
-            _lock(connection, store, source)
+        elif not _lock(connection, store, source):
+            return  # Deleted meanwhile. What comes there next is not held, and would be cut in two.
     # No put may take values of the target's checkpoints from memory: they may be others now.
     connection.execute(store.queries.set_epoch, {"of_thread": target, "new_epoch": epoch})
     for statement in store.queries.copy_thread:
         connection.execute(statement, {"source": source, "target": target})
 
 
-def sweep(connection: Connection, store: Store, thread_id: str) -> None:
-    """Delete the chunks that no manifest and no pending write of the thread names.
+def sweep_thread(connection: Connection, store: Store, thread_id: str) -> int:
+    """Delete the chunks of one thread that nothing names; how many these were.
+
+    Raises:
+        DamagedDataError: It is unknown which chunks are live.
+    """
+    return sweep(connection, store, thread_id) if _lock(connection, store, thread_id) else 0
+
+
+def sweep(connection: Connection, store: Store, thread_id: str) -> int:
+    """Delete the chunks that no manifest and no pending write of the thread names; how many.
 
     Raises:
         DamagedDataError: It is unknown which chunks are live; the transaction must not commit.
@@ -237,6 +247,7 @@ def sweep(connection: Connection, store: Store, thread_id: str) -> None:
         connection.execute(store.queries.delete_chunks, parameters)
     if garbage:
         connection.execute(store.queries.raise_epoch, {"of_thread": thread_id})
+    return len(garbage)
 
 
 def _live_digests(connection: Connection, store: Store, thread_id: str) -> set[bytes]:
@@ -288,9 +299,18 @@ def _manifest(thread_id: str, row: Any) -> Manifest:
         raise _unknown(thread_id, row, str(exc)) from exc
 
 
-def _unknown(thread_id: str, row: Any, reason: str) -> DamagedDataError:
+def _metadata(thread_id: str, row: Any) -> dict[str, Any]:
+    try:
+        return decode_projection(row.metadata)
+    except FormatError as exc:
+        raise _unknown(thread_id, row, str(exc), "ancestors are needed") from exc
+
+
+def _unknown(
+    thread_id: str, row: Any, reason: str, what: str = "chunks are live"
+) -> DamagedDataError:
     return DamagedDataError(
         f"thread {thread_id!r}, namespace {row.checkpoint_ns!r}, checkpoint "
-        f"{row.checkpoint_id!r}: {reason}; so it is unknown which chunks are live, and nothing was "
+        f"{row.checkpoint_id!r}: {reason}; so it is unknown which {what}, and nothing was "
         f"deleted. Delete the thread with adelete_thread"
     )

@@ -15,6 +15,8 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
+from checkpointer.problems import Verification
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -50,6 +52,16 @@ class SyncTwins(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncGenerator[CheckpointTuple, None]:
         """Checkpoints by descending id."""
+
+    @abstractmethod
+    async def averify(
+        self,
+        thread_id: str | None = None,
+        *,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """Tell what is wrong with what is stored."""
 
     def __enter__(self) -> Self:
         self._call(self._start)
@@ -121,6 +133,16 @@ class SyncTwins(BaseCheckpointSaver[str]):
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """The sync twin of `aprune`."""
         self._call(self.aprune, thread_ids, strategy=strategy)
+
+    def verify(
+        self,
+        thread_id: str | None = None,
+        *,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """The sync twin of `averify`. `progress` is called on the saver's event loop."""
+        return self._call(self.averify, thread_id, repair=repair, progress=progress)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

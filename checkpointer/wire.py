@@ -1,7 +1,8 @@
 """A unit of work on a pooled connection of asyncpg, without SQLAlchemy's execution in between."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
@@ -11,6 +12,8 @@ from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpointer.execution import DriverConnection, not_free
+from checkpointer.limits import Limit
+from checkpointer.pooler import is_pooled
 
 T = TypeVar("T")
 
@@ -32,52 +35,82 @@ DRIVER: Final = "asyncpg"
 class WireConnection(DriverConnection):
     """A connection of asyncpg, which keeps the statements that it has prepared."""
 
-    def __init__(self, driver: Any, dialect: sa.Dialect) -> None:
+    def __init__(self, driver: Any, dialect: sa.Dialect, limit: Limit) -> None:
         super().__init__(dialect)
         self.driver = driver
+        self._limit = limit
 
     def run(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
         """Run a statement, in one round trip once it is prepared; its rows."""
-        return cast("Iterable[Sequence[Any]]", await_only(self.driver.fetch(sql, *values)))
+        rows = await_only(self.driver.fetch(sql, *values))
+        self._limit.extend()
+        return cast("Iterable[Sequence[Any]]", rows)
 
     def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each row of values."""
         await_only(self.driver.executemany(sql, list(rows)))
+        self._limit.extend()
 
 
 async def run_on_wire(
-    engine: sa.Engine, work: Callable[[WireConnection], T], isolation: str | None = None
+    engine: sa.Engine,
+    work: Callable[[WireConnection], T],
+    limit: Limit,
+    isolation: str | None = None,
 ) -> T:
     """Run work on one of the engine's connections.
 
     Args:
         engine: The sync side of an engine of asyncpg.
         work: Gets the connection.
+        limit: How long to wait for each answer.
         isolation: The level of a transaction round the work; without one, each statement is a
             transaction of its own.
 
     Raises:
         sqlalchemy.exc.DBAPIError: The database refused or failed.
     """
+    with wrapping_errors(engine):
+        return cast("T", await greenlet_spawn(_checked_out, engine, work, limit, isolation))
+
+
+@contextmanager
+def wrapping_errors(engine: sa.Engine) -> Iterator[None]:
+    """Raise asyncpg's errors as SQLAlchemy's, which lets those of connecting pass as they are."""
+    known = engine.driver == DRIVER
+    unwrapped = (*_errors(), cast("Any", engine.dialect).loaded_dbapi.Error) if known else ()
     try:
-        return cast("T", await greenlet_spawn(_checked_out, engine, work, isolation))
-    except (*_errors(), cast("Any", engine.dialect).loaded_dbapi.Error) as exc:
-        raise sa_exc.DBAPIError(None, None, exc) from exc
+        yield
+    except sa_exc.DBAPIError as exc:
+        exc.connection_invalidated |= known and _is_internal(exc.orig)
+        raise
+    except unwrapped as exc:
+        lost = _is_internal(exc)
+        raise sa_exc.DBAPIError(None, None, exc, connection_invalidated=lost) from exc
 
 
 def _checked_out(
-    engine: sa.Engine, work: Callable[[WireConnection], T], isolation: str | None
+    engine: sa.Engine,
+    work: Callable[[WireConnection], T],
+    limit: Limit,
+    isolation: str | None,
 ) -> T:
     pooled, driver = _open_connection(engine)
+    limit.extend()
     try:
-        connection = WireConnection(driver, engine.dialect)
+        if isolation is None and is_pooled(driver):
+            # asyncpg looks types up between a statement's preparation and its execution, with a
+            # setting changed meanwhile: only a transaction keeps all that on one server connection.
+            isolation = "READ COMMITTED"
+        connection = WireConnection(driver, engine.dialect, limit)
         return work(connection) if isolation is None else _transact(connection, work, isolation)
     except BaseException as exc:
         # What was cut off leaves the connection in a state that nobody knows.
         cut_off = isinstance(exc, TimeoutError) or not isinstance(exc, Exception)
-        if cut_off or driver.is_closed() or driver.is_in_transaction():
+        lost = _is_lost(driver, exc)
+        if cut_off or lost or driver.is_in_transaction():
             pooled.invalidate(exc)
-        if driver.is_closed() and isinstance(exc, _errors()):
+        if lost and isinstance(exc, _errors()):
             raise sa_exc.DBAPIError(None, None, exc, connection_invalidated=True) from exc
         raise
     finally:
@@ -110,12 +143,34 @@ def _transact(connection: WireConnection, work: Callable[[WireConnection], T], l
     await_only(transaction.start())
     try:
         done = work(connection)
-    except Exception:
-        if not connection.driver.is_closed():
+    except Exception as exc:
+        if not _is_lost(connection.driver, exc):
             await_only(transaction.rollback())
         raise
     await_only(transaction.commit())
     return done
+
+
+def close_in_time(connection: Any, record: Any) -> None:
+    """Before a pool closes a connection: asyncpg would wait for the server's answer for ever."""
+    if record._is_hard_or_soft_invalidated():  # noqa: SLF001 - the pool knows that it was lost
+        connection.driver_connection.terminate()
+    else:
+        connection.terminate()  # SQLAlchemy's: in good order if that takes no longer than 2 s
+
+
+def _is_lost(driver: Any, exc: BaseException) -> bool:
+    """Whether a connection has ended, or is about to."""
+    return bool(driver.is_closed()) or _is_internal(exc)
+
+
+def _is_internal(exc: BaseException | None) -> bool:
+    """Whether asyncpg has lost the thread of its protocol; SQLAlchemy does not know that one.
+
+    It does so when a server that shuts down says so just before it is asked something.
+    """
+    internal = _errors()[-1]
+    return isinstance(exc, internal) or isinstance(getattr(exc, "__cause__", None), internal)
 
 
 @cache

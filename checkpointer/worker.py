@@ -4,12 +4,13 @@ The stock dialect hops to that thread three to four times a statement. In one ho
 also whole on a connection that others share, as those of an in-memory database do.
 """
 
+import asyncio
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -17,6 +18,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpointer.execution import DriverConnection, not_free
+from checkpointer.owners import check_not_inherited, note_open_file
 from checkpointer.projection import contains_json
 
 T = TypeVar("T")
@@ -67,8 +69,84 @@ class WorkerConnection(DriverConnection):
             raise sa_exc.DBAPIError(None, None, exc) from exc
 
 
+class Hop(Generic[T]):
+    """What a connection's thread is to run, and what has come of it.
+
+    The thread keeps the last function that it has run, and what that returned, until it gets the
+    next. Neither may keep an engine alive, or what was read.
+
+    Attributes:
+        unwanted: Set from the event loop's thread, once nobody waits any more.
+    """
+
+    def __init__(self, run: "Callable[[Hop[T]], T]") -> None:
+        self.unwanted = False
+        self._given = [run]
+        self._done: list[T] = []
+        self._error: BaseException | None = None
+
+    def __call__(self) -> None:
+        """Run, in the connection's thread."""
+        run = self._given.pop()
+        try:
+            self.check()
+            self._done.append(run(self))
+        except BaseException as exc:  # noqa: BLE001 - it belongs to the caller
+            self._error = exc
+
+    def check(self) -> None:
+        """End a transaction that nobody wants any more.
+
+        Raises:
+            asyncio.CancelledError: The caller was cancelled.
+        """
+        if self.unwanted:
+            raise asyncio.CancelledError
+
+    def outcome(self) -> T:
+        """What has come of it; to be asked for once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._done.pop()
+
+
+Transact = Callable[[WorkerConnection, Hop[Any]], T]
+
+
+class Hops:
+    """Hops that end by themselves where their callers are cancelled.
+
+    A thread cannot be stopped. Its connection goes back to the pool when it has ended, and not
+    while it still works there; the caller does not wait for that.
+    """
+
+    def __init__(self) -> None:
+        self._left: set[asyncio.Task[Any]] = set()
+
+    async def run(self, hop: Coroutine[Any, Any, T]) -> T:
+        """What a hop returns. One whose caller is cancelled rolls back if it still can."""
+        task = asyncio.create_task(hop)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+            if not task.cancelling():  # a closing loop has cancelled it already
+                task.cancel()
+            raise
+
+    async def drain(self) -> None:
+        """Wait until the hops have ended whose callers were cancelled."""
+        while self._left:
+            await asyncio.wait(self._left)
+
+
 async def run_in_worker(engine: sa.Engine, work: Callable[[WorkerConnection], T], begin: str) -> T:
     """Run work in one transaction on one of the engine's connections.
+
+    When cancelled, it waits for the thread, whose transaction is rolled back unless it is being
+    committed already.
 
     Args:
         engine: The sync side of an engine of aiosqlite.
@@ -89,45 +167,74 @@ async def run_core_in_worker(
     return await _run(engine, partial(_transact_core, work=work, begin=begin))
 
 
-async def _run(engine: sa.Engine, transact: Callable[[WorkerConnection], T]) -> T:
+async def _run(engine: sa.Engine, transact: Transact[T]) -> T:
     try:
         return cast("T", await greenlet_spawn(_hop, engine, transact))
     except sqlite3.Error as exc:
         raise sa_exc.DBAPIError(None, None, exc) from exc
 
 
-def _hop(engine: sa.Engine, transact: Callable[[WorkerConnection], T]) -> T:
+def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
+    check_not_inherited(engine.url.database)
     pooled = engine.raw_connection()
     driver = cast("Any", pooled.driver_connection)
 
-    def run() -> T:
+    def run(hop: Hop[T]) -> T:
         connection = pooled.info.get(_CONNECTION)
         if connection is None:
             raw = driver._conn  # noqa: SLF001
             raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
+            note_open_file(raw, engine.url.database)
             connection = pooled.info[_CONNECTION] = WorkerConnection(raw, engine.dialect)
-        return transact(connection)
+        return transact(connection, hop)
 
+    hop = Hop(run)
     try:
         # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
         # reaches for the same queue.
-        return cast("T", await_only(driver._execute(run)))  # noqa: SLF001
+        await_only(driver._execute(hop))  # noqa: SLF001
+        return hop.outcome()
+    except asyncio.CancelledError:
+        hop.unwanted = True
+        _wait_for_thread(driver)
+        raise
     finally:
-        pooled.close()
+        # None of our transactions is open any more. A reset would be one more hop; and one more
+        # that can be cancelled, which SQLAlchemy logs as an error.
+        cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
 
 
-def _transact(connection: WorkerConnection, work: Callable[[WorkerConnection], T], begin: str) -> T:
+def _wait_for_thread(driver: Any) -> None:
+    """Wait until a connection's thread has done all that it was given, however often cancelled."""
+    while driver._running:  # noqa: SLF001 - as above; what was closed takes nothing more
+        with suppress(asyncio.CancelledError):
+            await_only(driver._execute(int))  # noqa: SLF001 - it does one thing after another
+            return
+
+
+def _transact(
+    connection: WorkerConnection,
+    hop: Hop[Any],
+    work: Callable[[WorkerConnection], T],
+    begin: str,
+) -> T:
     """Run work in a transaction opened by `begin`; none stays open, whatever fails."""
     raw = connection.raw
     with _driver_autocommit(raw), _rolling_back(raw):
         raw.execute(begin)
+        hop.check()  # it may have waited long for another process
         done = work(connection)
+        # Holding the file's write lock: what is put after a call was cancelled comes after it.
+        hop.check()
         raw.execute("COMMIT")
     return done
 
 
 def _transact_core(
-    connection: WorkerConnection, work: Callable[[sa.Connection], T], begin: str
+    connection: WorkerConnection,
+    hop: Hop[Any],
+    work: Callable[[sa.Connection], T],
+    begin: str,
 ) -> T:
     raw = connection.raw
     engine = sa.create_engine(
@@ -141,7 +248,10 @@ def _transact_core(
     with _driver_autocommit(raw), engine.connect() as core, _rolling_back(raw):
         raw.execute(begin)
         with core.begin():
-            return work(core)
+            hop.check()
+            done = work(core)
+            hop.check()
+            return done
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextvars import Context
 from functools import partial
 from typing import Final
 
-from checkpointer.engine import Database
+from checkpointer.database import Database
 from checkpointer.errors import DatabaseUnavailableError
 from checkpointer.puts import put
 from checkpointer.records import Put
@@ -49,6 +49,7 @@ class Writer:
             self._task = asyncio.create_task(
                 self._run(), name="checkpointer writer", context=Context()
             )
+            self._task.add_done_callback(self._never_begun)
         await future
 
     async def drain(self) -> None:
@@ -62,11 +63,19 @@ class Writer:
             while batch := self._take():
                 await self._commit(batch)
         finally:
-            self._task = None
-            # There are any left only where this task itself was cancelled, as a closing loop does.
-            for _, future in (*batch, *self._waiting):
-                future.cancel()
-            self._waiting.clear()
+            self._end(batch)
+
+    def _never_begun(self, task: "asyncio.Task[None]") -> None:
+        """One that is cancelled before its first step runs nothing, not even a `finally`."""
+        if self._task is task:
+            self._end([])
+
+    def _end(self, batch: Sequence[Waiting]) -> None:
+        self._task = None
+        # There are any left only where the task itself was cancelled, as a closing loop does.
+        for _, future in (*batch, *self._waiting):
+            future.cancel()
+        self._waiting.clear()
 
     def _take(self) -> list[Waiting]:
         batch: list[Waiting] = []
@@ -83,8 +92,6 @@ class Writer:
         try:
             epochs = await self._database.put(partial(put, store=self._store, batch=puts))
         except DatabaseUnavailableError as exc:
-            # What comes back may have lost its last commits: a replica, or a backup.
-            self._store.last.clear()
             # The others would wait as long as this one did.
             _fail(batch, exc)
             return

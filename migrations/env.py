@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.util import CommandError
 
-from checkpointer.engine import Database, create_engine, resolve_url
+from checkpointer.database import Database
+from checkpointer.engine import create_engine, resolve_url
 from checkpointer.errors import CheckpointerError
 from checkpointer.tables import VERSION_TABLE, metadata, owns_table
 

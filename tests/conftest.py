@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import pgbouncer
 import pytest
+import sqlalchemy as sa
 from databases import (
     Databases,
     PostgreSQLDatabases,
@@ -33,6 +35,16 @@ def postgres_url() -> Iterator[str]:
     else:
         with postgres_server() as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_url(postgres_url: str) -> Iterator[sa.URL]:
+    """The admin URL through a PgBouncer in transaction mode; fails on CI where there is none."""
+    if pgbouncer.program() is None:
+        missing = "found no pgbouncer; `make test` fetches it where there are packages of it"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with pgbouncer.running(sa.make_url(postgres_url)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

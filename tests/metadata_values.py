@@ -1,5 +1,6 @@
 """Values that a checkpoint's metadata can hold, for the tests of projections and filters."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum, IntEnum, StrEnum
 from typing import Any
@@ -60,3 +61,29 @@ def grow(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 values = st.recursive(scalars, grow, max_leaves=12)
 unfit = st.sampled_from([b"x", datetime(2026, 1, 1, tzinfo=UTC), {1}, 10**MAX_DIGITS, object()])
 anything = st.recursive(st.one_of(scalars, unfit), grow, max_leaves=12)
+
+
+@st.composite
+def parts(draw: st.DrawFn, value: Any) -> Any:
+    """Something that the value contains, or nearly so."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(values)
+    if isinstance(value, Mapping):
+        chosen = draw(st.lists(st.sampled_from(list(value)), max_size=3)) if value else []
+        return {key: draw(parts(value[key])) for key in chosen}
+    if isinstance(value, list | tuple):
+        chosen = draw(st.lists(st.sampled_from(value), max_size=3)) if value else []
+        return [draw(parts(item)) for item in chosen]
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+        return draw(st.sampled_from([value, float(value)]))
+    return value
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata, and a filter that often finds it."""
+    document = draw(st.dictionaries(keys, values, max_size=4))
+    if not document or draw(st.booleans()):
+        return document, draw(st.dictionaries(keys, values, max_size=2))
+    chosen = draw(st.lists(st.sampled_from(list(document)), max_size=3))
+    return document, {key: draw(parts(document[key])) for key in chosen}

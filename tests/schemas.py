@@ -1,14 +1,15 @@
 """Upgrades schemas, and tells what they are from the database's own catalog."""
 
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import psycopg
 import sqlalchemy as sa
 
 from checkpointer import schema
-from checkpointer.engine import Database, create_engine, resolve_url
+from checkpointer.database import Database
+from checkpointer.engine import create_engine, resolve_url
 
 Catalog = list[tuple[object, ...]]
 
@@ -65,6 +66,21 @@ def query(url: str, statement: str) -> Catalog:
             return connection.execute(statement).fetchall()
     with psycopg.connect(_libpq(parsed), autocommit=True) as connection:
         return connection.execute(statement.encode()).fetchall()
+
+
+@contextmanager
+def held(url: str, thread_id: str) -> Iterator[None]:
+    """Within it, another process holds what a change of this thread, which is stored, needs."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(parsed.database or "", isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+    else:
+        with psycopg.connect(_libpq(parsed)) as connection:
+            select = "SELECT 1 FROM checkpointer_threads WHERE thread_id = %s FOR UPDATE"
+            assert connection.execute(select, [thread_id]).fetchall()
+            yield
 
 
 def catalog(url: str) -> Catalog:

@@ -12,17 +12,27 @@ PACKAGE = Path(checkpointer.__file__).parent
 
 ORDER = (
     "errors",
+    "quoting",
     "tables",
     "projection",
     "chunking",
     "manifest",
     "cache",
+    "limits",
     "execution",
+    "owners",
     "worker",
+    "pooler",
     "wire",
     "readers",
+    "dialect",
+    "postgresql",
+    "sqlite",
     "dialects",
     "engine",
+    "faults",
+    "retrying",
+    "database",
     "upserts",
     "arrays",
     "queries",
@@ -31,13 +41,19 @@ ORDER = (
     "puts",
     "history",
     "threads",
+    "problems",
+    "soundness",
+    "verification",
     "writer",
     "schema",
     "bridge",
     "backend",
     "listing",
     "messages",
+    "allowlist",
+    "nesting",
     "serde",
+    "identifiers",
     "configs",
     "encoder",
     "decoder",
@@ -51,6 +67,7 @@ ORDER = (
 
 LANGGRAPH = {
     "messages",
+    "allowlist",
     "serde",
     "configs",
     "encoder",
@@ -62,7 +79,7 @@ LANGGRAPH = {
 }
 """The modules that know LangGraph and LangChain; the others know bytes and strings."""
 
-PURE = {"errors", "tables", "projection", "chunking", "manifest", "cache"}
+PURE = {"errors", "problems", "quoting", "tables", "projection", "chunking", "manifest", "cache"}
 """The modules that do no input or output, and know no event loop."""
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

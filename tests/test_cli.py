@@ -1,7 +1,9 @@
 """The commands: `checkpointer` of the package, and `alembic` in a checkout."""
 
 import asyncio
+import io
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from damages import Rows, noise
 from schemas import catalog, empty_databases, execute, query, stamp
+from storing import config, put, row_counts, stored_rows
 
-from checkpointer import create_saver
-from checkpointer.cli import main
+from checkpointer import Problem, create_saver
+from checkpointer.cli import EXIT_CODES, main
 from checkpointer.tables import VERSION_TABLE, metadata
 
 CHECKOUT = Path(__file__).parent.parent
@@ -136,7 +140,7 @@ def test_without_a_url_the_file_checkpoints_db_is_taken(
     assert query(f"sqlite:///{tmp_path}/checkpoints.db", VERSION_ROWS) == [("0001",)]
 
 
-@pytest.mark.parametrize("command", ["upgrade", "current", "check"])
+@pytest.mark.parametrize("command", ["upgrade", "current", "check", "verify"])
 def test_a_server_that_is_not_there_is_named_without_password(run: Run, command: str) -> None:
     code, out, err = run(command, "--url", "postgresql://app:secret@127.0.0.1:1/app")
     assert (code, out) == (1, "")
@@ -145,7 +149,7 @@ def test_a_server_that_is_not_there_is_named_without_password(run: Run, command:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["upgrade", "current", "check"])
+@pytest.mark.parametrize("command", ["upgrade", "current", "check", "verify"])
 @pytest.mark.parametrize("url", ["nosuch://host/app", "sqlite+pysqlite:///x.db", "no url"])
 def test_a_url_that_cannot_work_is_refused(run: Run, command: str, url: str) -> None:
     code, out, err = run(command, "--url", url)
@@ -154,7 +158,18 @@ def test_a_url_that_cannot_work_is_refused(run: Run, command: str, url: str) -> 
     assert "expected" in err or "use sqlite+aiosqlite://" in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["check", "--nosuch"], ["upgrade", "0001"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nosuch"],
+        ["check", "--nosuch"],
+        ["upgrade", "0001"],
+        ["check", "--repair"],
+        ["verify", "a thread"],
+        ["verify", "--thread"],
+    ],
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -167,8 +182,157 @@ def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) ->
         main(["--help"])
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for part in ("upgrade Bring the schema", "current Print the revision", "check Fail unless"):
+    for part in (
+        "upgrade Bring the schema",
+        "current Print the revision",
+        "check Fail unless",
+        "verify Read everything",
+        EXIT_CODES,
+    ):
         assert part in shown
+
+
+def test_help_of_verify_says_what_its_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in ("--url", "--thread", "--repair", "1 if", "damage was found", EXIT_CODES):
+        assert part in shown
+
+
+async def fill(url: str) -> None:
+    """Store two threads; a checkpoint of one is replaced."""
+    async with create_saver(url) as saver:
+        for thread in ("a", "b"):
+            await put(saver, config(thread), "1", messages=noise(thread))
+        await put(saver, config("a"), "2", messages=noise("more"))
+        await put(saver, config("b"), "1", messages=noise("instead"))
+
+
+async def test_verify_finds_a_whole_store_whole_and_leaves_it(run: Run, migrated_url: str) -> None:
+    await fill(migrated_url)
+    before = stored_rows(migrated_url)
+    garbage = len(await unreferenced(migrated_url))
+
+    code, out, err = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+
+    counts = row_counts(migrated_url)
+    assert (code, err) == (0, "")
+    summary = out.splitlines()[-1]
+    assert summary.startswith(f"{hidden(migrated_url)} is whole: read 2 threads, 3 checkpoints, ")
+    assert f"0 writes and {counts['checkpointer_chunks']} chunks of " in summary
+    assert summary.endswith(f"; {garbage} chunks were unreferenced, 0 removed")
+    assert out.count("unreferenced chunk: thread 'b', chunk ") == garbage
+    assert stored_rows(migrated_url) == before
+
+
+async def unreferenced(url: str) -> tuple[Problem, ...]:
+    async with create_saver(url) as saver:
+        return (await saver.averify()).problems
+
+
+async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_named(
+    run: Run, migrated_url: str
+) -> None:
+    await fill(migrated_url)
+    garbage = len(await unreferenced(migrated_url))
+    assert garbage > 3
+
+    def repair(thread: str) -> tuple[int, str]:
+        code, out, _ = run("verify", "--url", migrated_url, "--thread", thread, "--repair")
+        return code, out.splitlines()[-1]
+
+    code, summary = await asyncio.to_thread(repair, "a")
+    assert (code, summary.partition("; ")[2]) == (0, "0 chunks were unreferenced, 0 removed")
+    assert "read 1 threads, 2 checkpoints" in summary
+    code, summary = await asyncio.to_thread(repair, "b")
+    assert code == 0
+    assert summary.endswith(f"; {garbage} chunks were unreferenced, {garbage} removed")
+    assert await unreferenced(migrated_url) == ()
+
+
+async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_url: str) -> None:
+    await fill(migrated_url)
+    [[digest]] = query(
+        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
+    )
+    assert isinstance(digest, bytes)
+    Rows(migrated_url).lose({digest})
+    before = stored_rows(migrated_url)
+
+    code, out, err = await asyncio.to_thread(
+        run, "verify", "--url", migrated_url, "--thread", "a", "--repair"
+    )
+
+    assert (code, err) == (1, "")
+    problem, summary = out.splitlines()
+    [checkpoint] = {"1", "2"} & set(re.findall(r"checkpoint '(\d)'", problem))
+    assert problem == (
+        f"missing chunk: thread 'a', namespace '', checkpoint '{checkpoint}', channel 'messages', "
+        f"chunk {digest.hex()}: the channel's value: no row has this digest"
+    )
+    assert summary.startswith(f"{hidden(migrated_url)} is damaged, 1 problems: read 1 threads")
+    assert "from a backup" in summary
+    assert stored_rows(migrated_url) == before
+
+
+async def test_verify_says_when_there_is_no_such_thread(run: Run, migrated_url: str) -> None:
+    code, out, err = await asyncio.to_thread(
+        run, "verify", "--url", migrated_url, "--thread", "nosuch"
+    )
+    assert (code, out) == (1, "")
+    assert "found no thread 'nosuch' in" in err
+    assert hidden(migrated_url) in err
+
+
+def test_verify_makes_no_schema_and_no_file(run: Run, database_url: str) -> None:
+    code, out, err = run("verify", "--url", database_url)
+    assert (code, out) == (1, "")
+    assert "found no schema in" in err
+    if database_url.startswith("sqlite"):
+        assert not Path(sa.make_url(database_url).database or "").exists()
+    assert catalog(database_url) == []
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_verify_leaves_every_byte_of_a_file(run: Run, migrated_url: str) -> None:
+    """Also of one whose journal is not the one that a saver would choose."""
+    await fill(migrated_url)
+    path = Path(sa.make_url(migrated_url).database or "")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    before, files = path.read_bytes(), sorted(path.parent.iterdir())
+    code, _, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+    assert code == 0
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == files
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("with_rich", [True, False])
+async def test_verify_draws_a_bar_on_a_terminal(
+    run: Run, migrated_url: str, monkeypatch: pytest.MonkeyPatch, *, with_rich: bool
+) -> None:
+    await fill(migrated_url)
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    if not with_rich:
+        monkeypatch.setattr("checkpointer.cli.find_spec", lambda name: None)
+
+    code, out, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+
+    assert code == 0
+    assert " is whole: " in out.splitlines()[-1]
+    drawn = terminal.getvalue()
+    assert ("threads" in drawn, "2/2" in drawn) == (with_rich, with_rich)
+    assert with_rich or not drawn
 
 
 def test_the_package_runs_as_a_module(database_url: str) -> None:

@@ -1,25 +1,51 @@
-"""LangGraph's own conformance suite passes in full, on a fresh database for each capability."""
+"""LangGraph's own conformance suite passes in full, on a fresh database for each capability.
+
+On every kind of database, with every driver, and through a pooler.
+"""
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.capabilities import Capability
 from langgraph.checkpoint.conformance.report import ProgressCallbacks
+from pgbouncer import through
 
 from checkpointer import create_saver
 
 CAPABILITIES = {capability.value for capability in Capability}
 
+WAYS = {
+    "sqlite": ("sqlite", "sqlite+aiosqlite", False),
+    "postgresql": ("postgresql", "postgresql+asyncpg", False),
+    "psycopg": ("postgresql", "postgresql+psycopg", False),
+    "pgbouncer": ("postgresql", "postgresql+asyncpg", True),
+    "pgbouncer-psycopg": ("postgresql", "postgresql+psycopg", True),
+}
+"""The kind of database, the driver, and whether a pooler stands between."""
 
+
+@pytest.mark.parametrize(
+    ("database_kind", "driver", "pooled"), WAYS.values(), ids=WAYS, indirect=["database_kind"]
+)
 async def test_every_capability_conforms(
-    new_migrated_url: Callable[[], str], capsys: pytest.CaptureFixture[str]
+    new_migrated_url: Callable[[], str],
+    driver: str,
+    pooled: bool,  # noqa: FBT001
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pooler: sa.URL | None = request.getfixturevalue("pgbouncer_url") if pooled else None
+
     @checkpointer_test(name="checkpointer")
     async def factory() -> AsyncGenerator[BaseCheckpointSaver[Any], None]:
-        async with create_saver(new_migrated_url()) as saver:
+        url = sa.make_url(new_migrated_url()).set(drivername=driver)
+        if pooler is not None:
+            url = through(pooler, url)
+        async with create_saver(url) as saver:
             yield saver
 
     report = await validate(factory, progress=ProgressCallbacks.verbose())

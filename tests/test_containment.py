@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metadata_values import anything, exact_types, keys, values
+from metadata_values import anything, exact_types, keys, pairs, parts, values
 
 from checkpointer.projection import contains, contains_json, project, project_filter
 
@@ -95,31 +95,6 @@ def test_a_text_that_is_not_json_is_refused() -> None:
         contains_json("{", "{}")
     with pytest.raises(ValueError, match="Expecting"):
         contains_json("{}", "{")
-
-
-@st.composite
-def parts(draw: st.DrawFn, value: Any) -> Any:
-    """Something that the value contains, or nearly so."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(values)
-    if isinstance(value, Mapping):
-        chosen = draw(st.lists(st.sampled_from(list(value)), max_size=3)) if value else []
-        return {key: draw(parts(value[key])) for key in chosen}
-    if isinstance(value, list | tuple):
-        chosen = draw(st.lists(st.sampled_from(value), max_size=3)) if value else []
-        return [draw(parts(item)) for item in chosen]
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
-        return draw(st.sampled_from([value, float(value)]))
-    return value
-
-
-@st.composite
-def pairs(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
-    document = draw(st.dictionaries(keys, values, max_size=4))
-    if not document or draw(st.booleans()):
-        return document, draw(st.dictionaries(keys, values, max_size=2))
-    chosen = draw(st.lists(st.sampled_from(list(document)), max_size=3))
-    return document, {key: draw(parts(document[key])) for key in chosen}
 
 
 @given(batch=st.lists(pairs(), min_size=1, max_size=20))

@@ -24,6 +24,7 @@ from checkpointer.execution import (
     Parameters,
     compiled_for,
 )
+from checkpointer.limits import Limit
 from checkpointer.projection import contains_json
 from checkpointer.queries import Queries, queries_for
 
@@ -76,12 +77,12 @@ class TwoWays:
         return caught.value.args[0]
 
     async def core(self, work: Work) -> Any:
-        async with self.engine.connect() as connection:
+        async with self.engine.connect() as connection, Limit(30) as limit:
             if self.engine.dialect.name == "sqlite":
                 raw = await connection.get_raw_connection()
                 function = ("checkpointer_contains", 2, contains_json)
                 await raw.driver_connection.create_function(*function)  # type: ignore[union-attr]
-            return await connection.run_sync(lambda core: work(CoreConnection(core)))
+            return await connection.run_sync(lambda core: work(CoreConnection(core, limit)))
 
     async def same(self, work: Work) -> Any:
         """What work finds, which must not rest on the way."""

@@ -224,7 +224,7 @@ async def test_no_message_holds_the_password(postgres_url: str) -> None:
         nowhere,
         nowhere.set(drivername="postgresql+psycopg"),
     ):
-        async with create_saver(url) as saver:
+        async with create_saver(url, patience=0) as saver:
             with pytest.raises(DatabaseError, match="nobody") as caught:
                 await saver.aget_tuple(THREAD)
             assert_secret(caught)

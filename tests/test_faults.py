@@ -43,7 +43,7 @@ def rollback_journal(url: str) -> None:
 async def test_a_commit_that_fails_leaves_nothing_behind(migrated_url: str) -> None:
     rollback_journal(migrated_url)
     engine = create_async_engine(migrated_url, connect_args={"timeout": 0.1})
-    saver = create_saver(engine)
+    saver = create_saver(engine, patience=0)
     await put(saver, THREAD, "1")
     reader = sqlite3.connect(str(sa.make_url(migrated_url).database))
     reader.execute("BEGIN")
@@ -168,14 +168,15 @@ async def test_a_database_that_is_away_fails_a_batch_at_once_and_is_not_trusted_
     backend = saver._backend  # noqa: SLF001
     tries: list[int] = []
 
-    async def away(work: Any) -> Any:
-        del work
+    async def away(engine: object, work: object) -> None:
+        del engine, work
         tries.append(1)
         await asyncio.sleep(0)
-        raise DatabaseUnavailableError("away")
+        raise ConnectionRefusedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend.database, "put", away)
+        patch.setattr(backend.database.dialect, "put", away)
+        patch.setattr(backend.database._retrying, "_patience", 0)  # noqa: SLF001
         puts = [put(saver, config(f"thread {n}"), "1") for n in range(20)]
         failed = await asyncio.gather(*puts, return_exceptions=True)
 

@@ -13,7 +13,7 @@ from schemas import catalog, query
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpointer import create_saver, owns_table, schema
-from checkpointer.engine import Database
+from checkpointer.database import Database
 from checkpointer.tables import VERSION_TABLE, metadata
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, MAX_DEPTH, Tree
+from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, MAX_DEPTH, MAX_SIZE, Tree
 from checkpointer.manifest import (
     FORMAT,
     SEAL_SIZE,
@@ -28,7 +28,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=10)
 trees = st.builds(
     Tree,
     st.binary(min_size=HEAD_SIZE, max_size=HEAD_SIZE),
-    st.integers(HEAD_SIZE, 1 << 40),
+    st.integers(HEAD_SIZE, MAX_SIZE),
     st.integers(0, MAX_DEPTH),
     st.integers(0, 16).flatmap(
         lambda n: st.binary(min_size=n * DIGEST_SIZE, max_size=n * DIGEST_SIZE)

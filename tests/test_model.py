@@ -80,6 +80,7 @@ class Agreement(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            assert self.run(self.saver.averify()).whole
             self.run(self._delete_all())
             for table in (checkpoints, writes, chunks):
                 assert self._count(table) == 0
@@ -188,6 +189,20 @@ class Agreement(RuleBasedStateMachine):
     def delete_for_runs(self, run_ids: list[str]) -> None:
         self.model.drop_runs(run_ids)
         self.run(self.saver.adelete_for_runs(run_ids))
+
+    @rule(repair=st.booleans())
+    def verify(self, *, repair: bool) -> None:
+        """Find nothing damaged, and tell exactly which chunks nothing names."""
+        live_of = {thread: self.run(digests(self.saver, thread)) for thread in THREADS}
+        found = self.run(self.saver.averify(repair=repair))
+        garbage = {
+            (thread, digest.hex())
+            for thread, (stored, live) in live_of.items()
+            for digest in stored - live
+        }
+        assert found.whole
+        assert {(one.thread_id, one.digest) for one in found.problems} == garbage
+        assert found.removed == (len(garbage) if repair else 0)
 
     @rule()
     def reopen(self) -> None:

@@ -3,14 +3,12 @@
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
+from damages import DAMAGES, OF_SECOND, Damage, Stored, flip, halve, noise, store
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
-from schemas import execute, query
 from storing import Statement, config, put, statements
 
 from checkpointer import AsyncSQLAlchemySaver, DamagedDataError, create_saver
@@ -18,215 +16,24 @@ from checkpointer import AsyncSQLAlchemySaver, DamagedDataError, create_saver
 Saver = AsyncSQLAlchemySaver
 
 THREAD = config()
-OF_SECOND = "thread_id = 'a thread' AND checkpoint_id = '2'"
-
-
-def noise(seed: object, size: int = 20_000) -> bytes:
-    """Bytes that share no chunk with those of another seed."""
-    return random.Random(str(seed)).randbytes(size)  # noqa: S311 - a test's data, not a secret
 
 
 async def ids(found: AsyncIterator[CheckpointTuple]) -> list[str]:
     return [one.checkpoint["id"] async for one in found]
 
 
-class Rows:
-    """The stored rows, past all of the package's own code."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.sqlite = sa.make_url(url).get_backend_name() == "sqlite"
-
-    def execute(self, statement: str) -> None:
-        execute(self.url, statement)
-
-    def digests(self) -> set[bytes]:
-        rows = query(self.url, "SELECT digest FROM checkpointer_chunks")
-        return {row[0] for row in rows if isinstance(row[0], bytes)}
-
-    def one(self, column: str, table: str, where: str) -> bytes:
-        ((value,),) = query(self.url, f"SELECT {column} FROM {table} WHERE {where}")
-        assert isinstance(value, bytes)
-        return value
-
-    def alter(self, table: str, column: str, where: str, change: Callable[[bytes], bytes]) -> None:
-        """Change the bytes of one row."""
-        changed = self.literal(change(self.one(column, table, where)))
-        self.execute(f"UPDATE {table} SET {column} = {changed} WHERE {where}")
-
-    def literal(self, data: bytes) -> str:
-        return f"X'{data.hex()}'" if self.sqlite else f"'\\x{data.hex()}'::bytea"
-
-    def truth(self, *, value: bool) -> str:
-        return str(int(value)) if self.sqlite else str(value)
-
-
-@dataclass
-class Stored:
-    """Checkpoints 1 to 3 of a thread, of which the second is to be damaged.
-
-    Attributes:
-        rows: All rows.
-        chunks: The digests that only the channel `messages` of the second checkpoint names.
-        write_chunks: The same of its pending write to `long`.
-    """
-
-    rows: Rows
-    chunks: set[bytes] = field(default_factory=set)
-    write_chunks: set[bytes] = field(default_factory=set)
-
-    def chunk(self, *, of_write: bool = False) -> str:
-        """The condition that finds one of the chunks, neither the first nor the last."""
-        digests = sorted(self.write_chunks if of_write else self.chunks)
-        literal = self.rows.literal(digests[len(digests) // 2])
-        return f"thread_id = 'a thread' AND digest = {literal}"
-
-    def write(self, channel: str) -> str:
-        """The condition that finds a write of the second checkpoint."""
-        return f"{OF_SECOND} AND channel = '{channel}'"
-
-
 @pytest.fixture
 async def stored(migrated_url: str) -> Stored:
-    stored = Stored(Rows(migrated_url))
-    async with create_saver(migrated_url) as saver:
-        await put(saver, config("another"), "2", messages=noise(0), text="short")
-        parent = await put(saver, THREAD, "1", {"run_id": "run 1"}, messages=noise(1), text="short")
-        before = stored.rows.digests()
-        second = await put(saver, parent, "2", {"run_id": "run 2"}, messages=noise(2), text="short")
-        stored.chunks = stored.rows.digests() - before
-        before |= stored.chunks
-        await saver.aput_writes(second, [("long", noise("write")), ("brief", "x" * 50)], "a task")
-        stored.write_chunks = stored.rows.digests() - before
-        await put(saver, second, "3", {"run_id": "run 3"}, messages=noise(3), text="short")
-    assert len(stored.chunks) > 3
-    assert len(stored.write_chunks) > 3
-    return stored
+    return await store(migrated_url)
 
 
-def flip(position: int) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        changed = bytearray(data)
-        changed[position] ^= 0x10
-        return bytes(changed)
-
-    return change
-
-
-def halve(data: bytes) -> bytes:
-    return data[: len(data) // 2]
-
-
-def empty(data: bytes) -> bytes:
-    return data[:0]
-
-
-def lengthen(data: bytes) -> bytes:
-    return data + b"\0"
-
-
-CHANGES = {
-    "first byte": flip(0),
-    "byte in the middle": flip(50),
-    "last byte": flip(-1),
-    "half of it": halve,
-    "all of it": empty,
-    "one byte more": lengthen,
-}
-
-Damage = Callable[[Stored], None]
-DAMAGES: dict[str, tuple[str, Damage]] = {
-    "a chunk is missing": (
-        "channel 'messages'",
-        lambda stored: stored.rows.execute(
-            f"DELETE FROM checkpointer_chunks WHERE {stored.chunk()}"
-        ),
-    ),
-    "a chunk of a write is missing": (
-        "'a task' to 'long'",
-        lambda stored: stored.rows.execute(
-            f"DELETE FROM checkpointer_chunks WHERE {stored.chunk(of_write=True)}"
-        ),
-    ),
-    "the manifest is that of another checkpoint": (
-        "",
-        lambda stored: stored.rows.alter(
-            "checkpointer_checkpoints",
-            "manifest",
-            OF_SECOND,
-            lambda _: stored.rows.one(
-                "manifest",
-                "checkpointer_checkpoints",
-                "thread_id = 'a thread' AND checkpoint_id = '3'",
-            ),
-        ),
-    ),
-    "a chunk is that of another digest": (
-        "channel 'messages'",
-        lambda stored: stored.rows.alter(
-            "checkpointer_chunks",
-            "data",
-            stored.chunk(),
-            lambda _: stored.rows.one("data", "checkpointer_chunks", stored.chunk(of_write=True)),
-        ),
-    ),
-    "a write is said to be inline": (
-        "'a task' to 'long'",
-        lambda stored: stored.rows.execute(
-            f"UPDATE checkpointer_writes SET chunked = {stored.rows.truth(value=False)}"
-            f" WHERE {stored.write('long')}"
-        ),
-    ),
-    "a write is said to be chunked": (
-        "'a task' to 'brief'",
-        lambda stored: stored.rows.execute(
-            f"UPDATE checkpointer_writes SET chunked = {stored.rows.truth(value=True)}"
-            f" WHERE {stored.write('brief')}"
-        ),
-    ),
-}
-
-
-def altering(table: str, column: str, where: Callable[[Stored], str], change: Any) -> Damage:
-    return lambda stored: stored.rows.alter(table, column, where(stored), change)
-
-
-for name, change in CHANGES.items():
-    DAMAGES |= {
-        f"a chunk is altered, {name}": (
-            "channel 'messages'",
-            altering("checkpointer_chunks", "data", Stored.chunk, change),
-        ),
-        f"a chunk of a write is altered, {name}": (
-            "'a task' to 'long'",
-            altering(
-                "checkpointer_chunks", "data", lambda stored: stored.chunk(of_write=True), change
-            ),
-        ),
-        f"a manifest is altered, {name}": (
-            "",
-            altering("checkpointer_checkpoints", "manifest", lambda _: OF_SECOND, change),
-        ),
-        f"an inline write is altered, {name}": (
-            "'a task' to 'brief'",
-            altering("checkpointer_writes", "data", lambda stored: stored.write("brief"), change),
-        ),
-        f"a chunked write is altered, {name}": (
-            "'a task' to 'long'",
-            altering("checkpointer_writes", "data", lambda stored: stored.write("long"), change),
-        ),
-    }
-
-
-@pytest.mark.parametrize(("place", "damage"), DAMAGES.values(), ids=DAMAGES)
-async def test_damage_is_named_and_leaves_the_rest_readable(
-    stored: Stored, place: str, damage: Damage
-) -> None:
-    damage(stored)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_damage_is_named_and_leaves_the_rest_readable(stored: Stored, damage: Damage) -> None:
+    damage.make(stored)
     async with create_saver(stored.rows.url) as saver:
         with pytest.raises(DamagedDataError) as caught:
             await saver.aget_tuple(config(checkpoint_id="2"))
-        for part in ("thread 'a thread'", "checkpoint '2'", place, "restore", "delete"):
+        for part in ("thread 'a thread'", "checkpoint '2'", damage.place, "restore", "delete"):
             assert part in str(caught.value)
 
         listed = saver.alist(THREAD)

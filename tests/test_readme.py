@@ -152,10 +152,10 @@ async def test_the_fastapi_application_answers(
 def test_the_commands_of_make_are_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
-    assert targets == {"demo", "test", "lint", "bench-quick"}
+    assert targets == {"demo", "test", "lint", "bench-quick", "soak-quick"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    assert "make lint\nmake test" in (ROOT / ".ci" / "run").read_text()
+    assert "make lint\nmake test\nmake soak-quick\n" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_options_are_those_of_the_function() -> None:

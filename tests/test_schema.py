@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from schemas import catalog, empty_databases, execute, open_database, query, stamp, upgrade
 
 from checkpointer import schema
-from checkpointer.engine import Database
+from checkpointer.database import Database
 from checkpointer.errors import SchemaMissingError, SchemaOutdatedError, SchemaTooNewError
 from checkpointer.tables import VERSION_TABLE, metadata
 

@@ -15,7 +15,7 @@ from schemas import catalog, empty_databases, execute, open_database, query, upg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpointer import schema
-from checkpointer.engine import Database
+from checkpointer.database import Database
 from checkpointer.errors import SchemaMissingError, SchemaOutdatedError
 from checkpointer.tables import VERSION_TABLE
 
@@ -189,7 +189,8 @@ UPGRADE_EACH_LINE = """
 import asyncio, sys
 from alembic import command
 from checkpointer import schema
-from checkpointer.engine import Database, create_engine, resolve_url
+from checkpointer.database import Database
+from checkpointer.engine import create_engine, resolve_url
 
 async def upgrade(url):
     database = Database(create_engine(resolve_url(url)), owned=True)

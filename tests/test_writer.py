@@ -2,16 +2,14 @@
 
 import asyncio
 import random
-import sqlite3
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
-import sqlalchemy as sa
-from schemas import execute
+from schemas import execute, held
 from sqlalchemy.ext.asyncio import create_async_engine
 from storing import batches, config, put, row_counts, statements
 
@@ -48,24 +46,7 @@ def refuse_bad(migrated_url: str, database_kind: str) -> None:
 async def held_up(saver: Saver, database_url: str) -> Holding:
     """Within it, no put into the thread "held" gets on, and so no batch behind it."""
     await put(saver, HELD, "0")
-    url = sa.make_url(database_url)
-
-    @contextmanager
-    def hold_sqlite() -> Iterator[None]:
-        with closing(sqlite3.connect(url.database or "", isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-
-    @contextmanager
-    def hold_postgresql() -> Iterator[None]:
-        libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(libpq) as connection:
-            connection.execute(
-                "SELECT 1 FROM checkpointer_threads WHERE thread_id = 'held' FOR UPDATE"
-            )
-            yield
-
-    return hold_sqlite if url.get_backend_name() == "sqlite" else hold_postgresql
+    return partial(held, database_url, "held")
 
 
 async def started(*works: Coroutine[Any, Any, object]) -> list[asyncio.Task[object]]:
@@ -274,7 +255,7 @@ async def test_a_locked_file_is_answered_with_an_error_of_ours(
     migrated_url: str, held_up: Holding
 ) -> None:
     engine = create_async_engine(migrated_url, connect_args={"timeout": 0.05})
-    async with create_saver(engine) as saver:
+    async with create_saver(engine, patience=0) as saver:
         assert await saver.aget_tuple(THREAD) is None
         with held_up():
             with pytest.raises(DatabaseError, match="locked"):

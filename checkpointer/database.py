@@ -1,0 +1,128 @@
+"""An engine, and the one way to run work on it: attempts, retries and errors of ours."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpointer.dialect import CoreWork, Work
+from checkpointer.dialects import dialect_of
+from checkpointer.engine import shown
+from checkpointer.errors import DatabaseBusyError, DatabaseUnavailableError
+from checkpointer.faults import translated
+from checkpointer.limits import TIMEOUT
+from checkpointer.retrying import Retrying
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+PATIENCE: Final = 30.0
+"""Seconds for which a transaction is tried again, unless told otherwise."""
+
+
+class Database:
+    """An engine, and the one way to run work on it.
+
+    Work is run again, as a whole transaction, while the database is away or held by others. So it
+    may run more than once, and must leave nothing behind but what it returns.
+
+    Args:
+        engine: Any async engine of a supported database.
+        owned: Whether `dispose` closes it: true for an engine that we made ourselves.
+        patience: Seconds for which a transaction is tried again, from its first failure on.
+        timeout: Seconds that a server may take for one answer.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        owned: bool,
+        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.engine = engine
+        self.owned = owned
+        self.dialect = dialect_of(engine, timeout=timeout)
+        self._where = shown(engine.url)
+        self._retrying = Retrying(self._where, patience)
+        self._disposing: asyncio.Task[None] | None = None
+
+    def call_when_away(self, function: Callable[[], None]) -> None:
+        """Have a function called whenever the database turns out to be away, before a retry."""
+        self._retrying.on_away = function
+
+    async def read(self, work: Work[T]) -> T:
+        """Run work that only reads.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.read, work)
+
+    async def read_snapshot(self, work: Work[T]) -> T:
+        """Run work that only reads, all of whose statements see the same.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.read_snapshot, work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run work in one transaction and commit it. Nothing is stored if it raises.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.write, work)
+
+    async def put(self, work: Work[T]) -> T:
+        """Run work that puts a batch. Of each thread, all is stored and committed, or nothing.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.put, work)
+
+    async def inspect(self, work: CoreWork[T]) -> T:
+        """Run work that only looks, on SQLAlchemy's own connection.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.inspect, work)
+
+    async def migrate(self, work: CoreWork[T]) -> T:
+        """Run work in one transaction on SQLAlchemy's own connection, and commit it.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._run(self.dialect.migrate, work)
+
+    async def dispose(self) -> None:
+        """Close the engine's connections, if the engine is ours; also where this is cancelled."""
+        await self.dialect.drain()
+        if self.owned:
+            if self._disposing is None:
+                self._disposing = asyncio.create_task(self.engine.dispose())
+            await asyncio.shield(self._disposing)
+
+    async def _run(self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W) -> T:
+        return await self._retrying.run(partial(self._attempt, operate, work))
+
+    async def _attempt(self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W) -> T:
+        try:
+            return await operate(self.engine, work)
+        except (sa_exc.SQLAlchemyError, OSError) as exc:
+            error = translated(exc, self._where)
+            if isinstance(error, DatabaseUnavailableError) and not isinstance(
+                error, DatabaseBusyError
+            ):
+                # What the pool still has is from before, and perhaps half open: SQLAlchemy, too,
+                # replaces it at the next checkout when it finds one connection lost.
+                cast("Any", self.engine.sync_engine.pool)._invalidate(None)  # noqa: SLF001
+            raise error from exc

@@ -1,0 +1,127 @@
+"""SQLite: a whole transaction runs inside aiosqlite's worker thread, in one hop."""
+
+import asyncio
+import sqlite3
+from functools import partial
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from checkpointer.dialect import CoreWork, Dialect, Work
+from checkpointer.limits import TIMEOUT
+from checkpointer.readers import Readers
+from checkpointer.worker import READ, WRITE, Hops, run_core_in_worker, run_in_worker
+
+T = TypeVar("T")
+
+
+class SQLite(Dialect):
+    """SQLite, through aiosqlite."""
+
+    name = "sqlite"
+    async_driver = "aiosqlite"
+    upgrades_on_first_use = True
+    # Three lists are a statement's most, and SQLite takes 32,766 variables in it since 3.32, of the
+    # year 2020; lists are filled up to a power of two.
+    max_list = 8192
+    has_arrays = False
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        super().__init__(timeout)
+        # Only one transaction may write to a file. Those of this process wait for each other here
+        # and not in SQLite, which sleeps between two looks, up to 0.1 s, with a thread each.
+        self._writing = asyncio.Lock()
+        self._hops = Hops()
+        self._readers = Readers(self._hops)
+
+    def pool_options(self) -> dict[str, Any]:
+        """Our transactions end before a connection is given back: a reset is one more hop."""
+        return {"pool_reset_on_return": None}
+
+    def connect_args(self, url: sa.URL) -> dict[str, Any]:
+        """Nothing: opening a file does not wait."""
+        del url
+        return {}
+
+    def prepare(self, engine: AsyncEngine) -> None:
+        """Set each connection up, and begin transactions ourselves."""
+        event.listen(engine.sync_engine, "connect", partial(_set_up, timeout=self.timeout))
+        event.listen(engine.sync_engine, "begin", _begin)
+
+    async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work that only reads, in one deferred transaction: one snapshot."""
+        return await self._readers.read(engine.sync_engine, work)
+
+    async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """The same, in a transaction of its own."""
+        return await self._hops.run(run_in_worker(engine.sync_engine, work, READ))
+
+    async def drain(self) -> None:
+        """Wait for the reads that share a hop, and for hops whose callers were cancelled."""
+        await self._readers.drain()
+        await self._hops.drain()
+
+    async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction, a writer from its start: it never has to be upgraded."""
+        async with self._writing:
+            return await self._hops.run(run_in_worker(engine.sync_engine, work, WRITE))
+
+    async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
+        """Run work in one transaction."""
+        return await self.write(engine, work)
+
+    async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work that only looks, in one deferred transaction."""
+        return await self._hops.run(run_core_in_worker(engine.sync_engine, work, READ))
+
+    async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
+        """Run work in one transaction, a writer from its start."""
+        async with self._writing:
+            return await self._hops.run(run_core_in_worker(engine.sync_engine, work, WRITE))
+
+    def insert(self, table: sa.Table) -> sqlite.Insert:
+        """SQLite's INSERT."""
+        return sqlite.insert(table)
+
+    def is_any_of(self, column: sa.ColumnElement[T], name: str) -> sa.ColumnElement[bool]:
+        """IN with one parameter an item: SQLite has no arrays."""
+        return column.in_(sa.bindparam(name, expanding=True, type_=column.type))
+
+    def json_contains(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+        """A function of ours, which the worker defines on each connection."""
+        contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
+        return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
+
+    def lock_schema(self, connection: sa.Connection) -> None:
+        """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
+
+
+def _set_up(dbapi_connection: Any, record: ConnectionPoolEntry, *, timeout: float) -> None:
+    """Prepare a new connection of SQLite."""
+    del record
+    # DDL, too, has to wait for our own BEGIN: the legacy mode commits it at once and leaves half a
+    # migration behind.
+    dbapi_connection.isolation_level = None
+    try:
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            # What cannot be written is read in the mode that it has.
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+        # No acknowledged checkpoint is lost at power loss.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+    except BaseException:
+        dbapi_connection.close()  # the pool would leave it to end when it likes
+        raise
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

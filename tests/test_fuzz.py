@@ -1,0 +1,281 @@
+"""Whatever is passed in, the answer is right or an error of ours, and a refusal stores nothing.
+
+The single kinds of bad input, with their messages, are in `test_bad_input.py`.
+"""
+
+import pickle
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+import hostile
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from langchain_core.runnables import RunnableConfig
+from metadata_values import pairs
+from storing import NOTHING, checkpoint, config, put, row_counts
+
+from checkpointer import (
+    AsyncSQLAlchemySaver,
+    CheckpointerError,
+    InvalidFilterError,
+    InvalidInputError,
+    create_saver,
+)
+from checkpointer.projection import contains, project, project_filter
+from checkpointer.serde import LosslessSerializer
+
+Saver = AsyncSQLAlchemySaver
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+async def listed(saver: Saver, where: Any, **options: Any) -> list[Any]:
+    return [found async for found in saver.alist(where, **options)]
+
+
+def text_of(value: object) -> str | None:
+    """The text that an identifier should be stored as, if it should be stored."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    own = isinstance(value, int | float | UUID) and value is not hostile.HUGE
+    return str(value) if own else None
+
+
+def can_hold(saver: Saver, text: str | None) -> bool:
+    """Whether the database can hold the text."""
+    if text is None or any("\ud800" <= character <= "\udfff" for character in text):
+        return False
+    return saver.engine.dialect.name == "sqlite" or "\0" not in text
+
+
+any_identifiers = hostile.mostly(hostile.texts | hostile.numbers, hostile.misfits)
+
+
+class Names(NamedTuple):
+    """What everything of one checkpoint is called."""
+
+    thread: Any
+    namespace: Any
+    parent: Any
+    checkpoint: Any
+    run: Any
+    task: Any
+    path: Any
+    channel: Any
+
+    def texts(self) -> "Names":
+        """The texts that they should be stored as."""
+        return Names(*map(text_of, self))
+
+    def config(self) -> RunnableConfig:
+        return config(self.thread, self.checkpoint, checkpoint_ns=self.namespace)
+
+    async def store(self, saver: Saver) -> None:
+        """Store the checkpoint, and a write with it."""
+        start = config(self.thread, self.parent, checkpoint_ns=self.namespace)
+        stored: Any = {**checkpoint("1", {self.channel: self.channel}), "id": self.checkpoint}
+        await saver.aput(start, stored, cast("Any", {"run_id": self.run}), {})
+        await saver.aput_writes(self.config(), [(self.channel, self.channel)], self.task, self.path)
+
+
+all_names = st.builds(Names, *[any_identifiers] * 7, hostile.texts).filter(
+    lambda names: text_of(names.checkpoint) != ""  # which means the latest
+)
+
+
+@fuzz
+@given(names=all_names)
+async def test_any_identifier_is_stored_as_its_text_or_refused(
+    saver: Saver, database_url: str, names: Names
+) -> None:
+    texts = names.texts()
+    if not all(can_hold(saver, text) for text in texts):
+        with pytest.raises(InvalidInputError, match=r"found.*expected"):
+            await names.store(saver)
+        if can_hold(saver, texts.thread):
+            await saver.adelete_thread(names.thread)
+        assert row_counts(database_url) == NOTHING
+        return
+    try:
+        await names.store(saver)
+        await assert_found(saver, names)
+        await saver.acopy_thread(names.thread, "a copy")
+        await saver.aprune([names.thread, "a copy"])
+        await saver.adelete_for_runs([names.run])
+        assert await listed(saver, None) == []
+    finally:
+        await saver.adelete_thread(names.thread)
+        await saver.adelete_thread("a copy")
+    assert row_counts(database_url) == NOTHING
+
+
+async def assert_found(saver: Saver, names: Names) -> None:
+    """The checkpoint is found by its names, and by their texts, and says the texts."""
+    texts = names.texts()
+    parent = config(texts.thread, texts.parent, checkpoint_ns=texts.namespace)
+    async with create_saver(saver.engine) as cold:
+        found = await cold.aget_tuple(names.config())
+        assert found is not None
+        assert found == await saver.aget_tuple(texts.config())
+        assert await listed(cold, names.config()) == [found]
+        assert await listed(cold, config(names.thread), before=names.config()) == []
+        channels = [names.channel]
+        history = await cold.aget_delta_channel_history(config=names.config(), channels=channels)
+    assert found.config == texts.config()
+    assert found.parent_config == (parent if texts.parent else None)
+    assert found.checkpoint["channel_values"] == {texts.channel: texts.channel}
+    assert found.pending_writes == [(texts.task, texts.channel, texts.channel)]
+    assert history.keys() == {texts.channel}
+
+
+serde = LosslessSerializer()
+
+
+def dumped(value: Any) -> tuple[str, bytes]:
+    """What a value is, types, NaN and order included."""
+    return serde.dumps_typed(value)
+
+
+def restored(value: Any) -> Any:
+    """A value as the serde gives it back."""
+    return serde.loads_typed(serde.dumps_typed(value))
+
+
+async def put_junk(saver: Saver, draw: Draw) -> None:
+    where, metadata = draw(hostile.configs), draw(hostile.metadata)
+    stored, versions = draw(hostile.checkpoints), draw(hostile.mostly(hostile.versions))
+    named = await saver.aput(where, stored, metadata, versions)
+    body = {name: value for name, value in stored.items() if name != "channel_values"}
+    if text_of(stored["id"]) == "":  # which means the latest
+        named["configurable"].pop("checkpoint_id")
+    async with create_saver(saver.engine) as cold:
+        found: Any = await cold.aget_tuple(named)
+    assert dumped(found.checkpoint.pop("channel_values")) == dumped(
+        restored(stored.get("channel_values", {}))
+    )
+    assert dumped(found.checkpoint) == dumped(restored(body))
+    items = list(found.metadata.items())[: len(metadata)]
+    assert dumped(items) == dumped(list(restored(metadata).items()))
+
+
+async def put_junk_writes(saver: Saver, draw: Draw) -> None:
+    where, writes = draw(hostile.configs), draw(hostile.writes)
+    task, path = draw(hostile.identifiers), draw(hostile.identifiers)
+    await saver.aput_writes(where, writes, task, path)
+
+
+async def get_junk(saver: Saver, draw: Draw) -> None:
+    await saver.aget_tuple(draw(hostile.configs))
+
+
+async def list_junk(saver: Saver, draw: Draw) -> None:
+    where, before = draw(st.none() | hostile.configs), draw(st.none() | hostile.configs)
+    wanted = draw(hostile.mostly(st.dictionaries(hostile.texts, hostile.plain, max_size=2)))
+    limit = draw(hostile.mostly(st.none() | st.integers(0, 3)))
+    await listed(saver, where, before=before, filter=wanted, limit=limit)
+
+
+async def junk_history(saver: Saver, draw: Draw) -> None:
+    where, channels = draw(hostile.configs), draw(hostile.mostly(st.lists(hostile.channels)))
+    await saver.aget_delta_channel_history(config=where, channels=channels)
+
+
+async def delete_junk(saver: Saver, draw: Draw) -> None:
+    await saver.adelete_thread(draw(hostile.identifiers))
+
+
+async def delete_junk_runs(saver: Saver, draw: Draw) -> None:
+    await saver.adelete_for_runs(draw(hostile.mostly(st.lists(hostile.identifiers))))
+
+
+async def copy_junk(saver: Saver, draw: Draw) -> None:
+    await saver.acopy_thread(draw(hostile.identifiers), draw(hostile.identifiers))
+
+
+async def prune_junk(saver: Saver, draw: Draw) -> None:
+    strategy = draw(hostile.mostly(st.sampled_from(["keep_latest", "delete"])))
+    await saver.aprune(draw(hostile.mostly(st.lists(hostile.identifiers))), strategy=strategy)
+
+
+async def verify_junk(saver: Saver, draw: Draw) -> None:
+    await saver.averify(draw(hostile.identifiers))
+
+
+async def junk_version(saver: Saver, draw: Draw) -> None:
+    saver.get_next_version(draw(hostile.mostly(hostile.numbers)), None)
+
+
+CALLS: dict[str, Callable[[Saver, Draw], Awaitable[None]]] = {
+    "aput": put_junk,
+    "aput_writes": put_junk_writes,
+    "aget_tuple": get_junk,
+    "alist": list_junk,
+    "aget_delta_channel_history": junk_history,
+    "adelete_thread": delete_junk,
+    "adelete_for_runs": delete_junk_runs,
+    "acopy_thread": copy_junk,
+    "aprune": prune_junk,
+    "averify": verify_junk,
+    "get_next_version": junk_version,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@fuzz
+@given(data=st.data())
+async def test_junk_is_answered_or_refused(
+    saver: Saver, database_url: str, data: st.DataObject, call: Callable[[Saver, Draw], Any]
+) -> None:
+    before = row_counts(database_url)
+    try:
+        await call(saver, data.draw)
+    except CheckpointerError as exc:
+        refusal = str(exc)
+    else:
+        return
+    assert re.search(r"found.*expected", refusal)
+    assert len(refusal) < 5_000
+    assert row_counts(database_url) == before
+
+
+class Pickles:
+    """A serde that takes all metadata, so that all of it can be asked for."""
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        return "pickle", pickle.dumps(obj)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return pickle.loads(data[1])  # noqa: S301 - the test's own
+
+
+@fuzz
+@given(
+    stored=st.lists(pairs(), min_size=1, max_size=4),
+    junk=hostile.mostly(st.just({}), st.dictionaries(hostile.names, hostile.junk, max_size=2)),
+)
+async def test_a_filter_finds_what_contains_it_or_is_refused(
+    migrated_url: str, stored: list[tuple[dict[str, Any], dict[str, Any]]], junk: Any
+) -> None:
+    async with create_saver(migrated_url, serde=Pickles()) as saver:
+        for number, (metadata, _) in enumerate(stored):
+            await put(saver, config(), str(number), metadata)
+        for _, wanted in stored:
+            asked = wanted | junk
+            try:
+                projected = project_filter(asked)
+            except InvalidFilterError as exc:
+                with pytest.raises(InvalidFilterError, match=re.escape(str(exc))):
+                    await listed(saver, config(), filter=asked)
+                continue
+            expected = [
+                str(number)
+                for number, (metadata, _) in enumerate(stored)
+                if contains(project(metadata), projected)
+            ]
+            found = await listed(saver, config(), filter=asked)
+            assert [one.checkpoint["id"] for one in reversed(found)] == expected
+        await saver.adelete_thread("a thread")

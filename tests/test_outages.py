@@ -1,0 +1,384 @@
+"""Servers that restart, stop, stall and refuse: what was acknowledged stays, and agents go on."""
+
+import asyncio
+import logging
+import operator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypedDict
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from databases import PostgreSQLDatabases
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.graph import END, START, StateGraph
+from servers import Server, line, server
+from storing import config, put
+
+import checkpointer
+from checkpointer import (
+    AsyncSQLAlchemySaver,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    create_saver,
+)
+
+THREAD = config()
+AGENTS = 50
+DRIVERS = ["asyncpg", "psycopg"]
+
+pytestmark = pytest.mark.xdist_group("outages")
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+async def url(own_server: Server) -> AsyncIterator[str]:
+    """A database at the newest schema, on a server that nobody else uses."""
+    databases = PostgreSQLDatabases(own_server.url)
+    created = databases.create()
+    async with create_saver(created) as saver:
+        await saver.setup()
+    yield created
+    databases.drop(created)
+
+
+def with_driver(url: str, driver: str) -> str:
+    parsed = sa.make_url(url).set(drivername=f"postgresql+{driver}")
+    return parsed.render_as_string(hide_password=False)
+
+
+class State(TypedDict):
+    """What an agent remembers."""
+
+    said: Annotated[list[str], operator.add]
+    left: int
+
+
+def agent(saver: AsyncSQLAlchemySaver) -> Any:
+    """A loop that says something long in each turn, and takes a little time for it."""
+
+    async def say(state: State) -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        return {"said": [f"{state['left']} " + "word " * 100], "left": state["left"] - 1}
+
+    graph = StateGraph(State)
+    graph.add_node("say", say)
+    graph.add_edge(START, "say")
+    graph.add_conditional_edges("say", lambda state: "say" if state["left"] else END)
+    return graph.compile(checkpointer=saver)
+
+
+class Acknowledged:
+    """What a saver has said that it stored."""
+
+    def __init__(self, saver: AsyncSQLAlchemySaver) -> None:
+        self.checkpoints: dict[tuple[str, str], dict[str, Any]] = {}
+        self.writes: set[tuple[str, str, str]] = set()
+        self._aput, self._aput_writes = saver.aput, saver.aput_writes
+        saver.aput = self._put  # type: ignore[method-assign]
+        saver.aput_writes = self._put_writes  # type: ignore[method-assign]
+
+    async def _put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        stored = await self._aput(config, checkpoint, metadata, new_versions)
+        key = (config["configurable"]["thread_id"], checkpoint["id"])
+        self.checkpoints[key] = checkpoint["channel_values"]
+        return stored
+
+    async def _put_writes(
+        self, config: Any, writes: Any, task_id: str, task_path: str = ""
+    ) -> None:
+        await self._aput_writes(config, writes, task_id, task_path)
+        at = config["configurable"]
+        self.writes |= {(at["thread_id"], at["checkpoint_id"], task_id)}
+
+    async def assert_stored(self, url: str) -> None:
+        """All of it is there and nothing else, as a process that knows nothing reads it."""
+        async with create_saver(url) as saver:
+            found = [one async for one in saver.alist(None)]
+        assert {_key(one): one.checkpoint["channel_values"] for one in found} == self.checkpoints
+        assert len(found) == len(self.checkpoints)
+        written = {(*_key(one), task) for one in found for task, _, _ in one.pending_writes or ()}
+        assert written == self.writes
+
+
+def _key(found: CheckpointTuple) -> tuple[str, str]:
+    at = found.config["configurable"]
+    return at["thread_id"], at["checkpoint_id"]
+
+
+async def run_agents(saver: AsyncSQLAlchemySaver, turns: int) -> None:
+    """Many agents at once, each to its end."""
+    graph = agent(saver)
+
+    async def run(number: int) -> None:
+        durability = "async" if number % 2 else "sync"
+        given = {"said": ["begin"], "left": turns}
+        last = await graph.ainvoke(given, config(str(number)), durability=durability)
+        assert len(last["said"]) == turns + 1
+
+    await asyncio.gather(*map(run, range(AGENTS)))
+
+
+async def in_thread(function: Callable[[], object]) -> None:
+    await asyncio.to_thread(function)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_agents_outlive_restarts_of_the_server(
+    own_server: Server, url: str, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "checkpointer")
+    async with create_saver(with_driver(url, driver)) as saver:
+        acknowledged = Acknowledged(saver)
+        agents = asyncio.create_task(run_agents(saver, 40))
+        for _ in range(2):
+            await asyncio.sleep(1)
+            assert not agents.done()
+            before = len(acknowledged.checkpoints)
+            await in_thread(own_server.restart)
+        await agents
+    assert len(acknowledged.checkpoints) > before > 0
+    await acknowledged.assert_stored(url)
+    told = [one for one in caplog.records if one.name == "checkpointer"]
+    lost = [one for one in told if one.levelno == logging.WARNING]
+    back = [one for one in told if "is back after" in one.getMessage()]
+    assert 1 <= len(lost) <= 2
+    assert len(back) == len(lost)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_agents_outlive_the_end_of_their_sessions(
+    url: str, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with create_saver(with_driver(url, driver)) as saver:
+        acknowledged = Acknowledged(saver)
+        agents = asyncio.create_task(run_agents(saver, 30))
+        ended = []
+        while not agents.done():
+            await asyncio.sleep(0.2)
+            ended.append(await asyncio.to_thread(end_sessions, url))
+        await agents
+    assert sum(ended) > 10
+    await acknowledged.assert_stored(url)
+    told = [one for one in caplog.records if one.name == "checkpointer"]
+    assert len(told) <= len(ended)
+
+
+def libpq(url: str) -> str:
+    return sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def end_sessions(url: str) -> int:
+    with psycopg.connect(libpq(url), autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return len(ended.fetchall())
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_past_the_patience_there_is_one_error_and_then_it_works_again(
+    own_server: Server, url: str, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with create_saver(with_driver(url, driver), patience=1) as saver:
+        await put(saver, THREAD, "1")
+        await in_thread(own_server.stop)
+        try:
+            started = time.monotonic()
+            puts = (put(saver, config(n), "1") for n in range(20))
+            failed = await asyncio.gather(*puts, saver.aget_tuple(THREAD), return_exceptions=True)
+            assert time.monotonic() - started < 5
+        finally:
+            await in_thread(own_server.start)
+        assert {type(one) for one in failed} == {DatabaseUnavailableError}
+        assert "cannot be reached" in str(failed[-1])
+        assert "tried again for 1." in str(failed[-1])
+        assert "patience" in str(failed[-1])
+        await asyncio.gather(*(put(saver, config(n), "1") for n in range(20)))
+        assert await saver.aget_tuple(THREAD) is not None
+    warned = [one.getMessage() for one in caplog.records if one.name == "checkpointer"]
+    assert len(warned) == 1
+    assert "cannot be reached" in warned[0]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_first_call_waits_for_the_server(own_server: Server, url: str, driver: str) -> None:
+    await in_thread(own_server.stop)
+    async with create_saver(with_driver(url, driver)) as saver:
+        first = asyncio.create_task(put(saver, THREAD, "1"))
+        await asyncio.sleep(0.5)
+        assert not first.done()
+        await in_thread(own_server.start)
+        await first
+
+
+OPERATIONS: dict[str, Callable[[AsyncSQLAlchemySaver], Any]] = {
+    "put": lambda saver: put(saver, THREAD, "2"),
+    "get": lambda saver: saver.aget_tuple(THREAD),
+    "list": lambda saver: anext(saver.alist(THREAD)),
+    "delete": lambda saver: saver.adelete_thread("a thread"),
+    "history": lambda saver: saver.aget_delta_channel_history(config=THREAD, channels=["a"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"), [*(("asyncpg", name) for name in OPERATIONS), ("psycopg", "put")]
+)
+async def test_a_server_that_stalls_is_an_error_at_the_timeout(
+    own_server: Server, url: str, driver: str, name: str
+) -> None:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=0.5) as saver:
+        await put(saver, THREAD, "1")
+        with own_server.paused():
+            started = time.monotonic()
+            with pytest.raises(DatabaseUnavailableError, match=r"no answer within 0\.5 s.*timeout"):
+                await OPERATIONS[name](saver)
+            # SQLAlchemy and psycopg give the server a few seconds more to end the session.
+            assert time.monotonic() - started < 12
+        await put(saver, THREAD, "3")
+        assert saver.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_server_that_stalls_before_the_first_connection_is_an_error(
+    own_server: Server, url: str, driver: str
+) -> None:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=1) as saver:
+        with own_server.paused():
+            started = time.monotonic()
+            with pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
+                await saver.aget_tuple(THREAD)
+            assert time.monotonic() - started < 12
+        assert await saver.aget_tuple(THREAD) is None
+
+
+async def test_a_stall_within_the_patience_is_no_error(own_server: Server, url: str) -> None:
+    async with create_saver(url, timeout=0.3) as saver:
+        await put(saver, THREAD, "1")
+        with own_server.paused():
+            puts = [asyncio.create_task(put(saver, config(n), "1")) for n in range(20)]
+            await asyncio.sleep(1)
+        await asyncio.gather(*puts)
+        assert len([one async for one in saver.alist(None)]) == 21
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_long_transaction_that_goes_on_is_not_cut_off(url: str, driver: str) -> None:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=0.5) as saver:
+        sleep = sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float)).label("slept"))
+
+        def work(connection: Any) -> int:
+            return len([connection.fetch(sleep, {"seconds": 0.3}) for _ in range(4)])
+
+        assert await saver._backend.write(work) == 4  # noqa: SLF001
+
+
+@asynccontextmanager
+async def on_a_line(url: str, driver: str, **options: Any) -> AsyncIterator[Any]:
+    async with (
+        line(url) as (cut, through),
+        create_saver(with_driver(through, driver), **options) as saver,
+    ):
+        yield cut, saver
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_half_open_connection_is_replaced(url: str, driver: str) -> None:
+    async with on_a_line(url, driver, timeout=0.5) as (cut, saver):
+        await put(saver, THREAD, "1")
+        await asyncio.gather(*(saver.aget_tuple(THREAD) for _ in range(10)))
+        cut.cut()
+        started = time.monotonic()
+        await put(saver, THREAD, "2")
+        assert [one.checkpoint["id"] async for one in saver.alist(THREAD)] == ["2", "1"]
+        # One timeout, and not one for each connection of the pool.
+        assert time.monotonic() - started < 12
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_half_open_connection_is_an_error_at_the_timeout(url: str, driver: str) -> None:
+    async with on_a_line(url, driver, timeout=0.5, patience=0) as (cut, saver):
+        await put(saver, THREAD, "1")
+        cut.cut()
+        with pytest.raises(DatabaseUnavailableError, match=r"no answer within 0\.5 s"):
+            await put(saver, THREAD, "2")
+        await put(saver, THREAD, "2")
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_serialization_failures_are_tried_again(
+    own_server: Server, url: str, driver: str, level: str
+) -> None:
+    name = sa.make_url(url).database
+    with psycopg.connect(own_server.url, autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE {name} SET default_transaction_isolation TO '{level}'".encode()
+        )
+    async with (
+        create_saver(with_driver(url, driver)) as one,
+        create_saver(with_driver(url, driver)) as other,
+    ):
+        for number in range(20):
+            same = (
+                put(saver, THREAD, f"{number:02}{name}") for saver in (one, other) for name in "ab"
+            )
+            await asyncio.gather(*same, one.aget_tuple(THREAD), other.aprune([str(number)]))
+        assert len([found async for found in other.alist(THREAD)]) == 40
+
+
+async def test_a_deadlock_is_tried_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The saver's batch is the one that PostgreSQL ends."""
+    caplog.set_level(logging.DEBUG, "checkpointer")
+    touch = b"UPDATE checkpointer_threads SET updated_at = now() WHERE thread_id = %s"
+    async with create_saver(url) as saver:
+        await asyncio.gather(put(saver, config("1"), "1"), put(saver, config("2"), "1"))
+        async with await psycopg.AsyncConnection.connect(libpq(url)) as connection:
+            await connection.execute(b"SET deadlock_timeout = '60s'")
+            await connection.execute(touch, ["2"])
+            # One batch, which holds the first thread's row and waits for the second one's.
+            puts = asyncio.gather(put(saver, config("1"), "2"), put(saver, config("2"), "2"))
+            await asyncio.sleep(0.3)
+            await connection.execute(touch, ["1"])
+            await connection.commit()
+        await puts
+        assert len([one async for one in saver.alist(None)]) == 4
+    assert any("deadlock detected" in one.getMessage() for one in caplog.records)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_server_that_has_no_connection_left_is_waited_for(
+    own_server: Server, url: str, driver: str
+) -> None:
+    role = f"few_{uuid4().hex}"
+    with psycopg.connect(libpq(url), autocommit=True) as admin:
+        admin.execute(
+            f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1 IN ROLE pg_read_all_data".encode()
+        )
+    alone = with_driver(
+        sa.make_url(url).set(username=role).render_as_string(hide_password=False), driver
+    )
+    held = await psycopg.AsyncConnection.connect(libpq(alone))
+    async with create_saver(alone) as saver:
+        read = asyncio.create_task(saver.aget_tuple(THREAD))
+        await asyncio.sleep(0.5)
+        assert not read.done()
+        await held.close()
+        assert await read is None
+    with psycopg.connect(libpq(url), autocommit=True) as admin:
+        admin.execute(f"DROP ROLE {role}".encode())
+
+
+def test_the_error_of_a_busy_database_is_public() -> None:
+    assert issubclass(DatabaseBusyError, DatabaseUnavailableError)
+    assert issubclass(checkpointer.DatabaseBusyError, DatabaseError)
