@@ -42,7 +42,7 @@ BYTES_NOISE: Final = 24_000_000
 allocator keeps for each thread. Sound runs showed up to 16 MB."""
 
 ROWS: Final = 1.25
-ROWS_NOISE: Final = 200
+ROWS_NOISE: Final = 1_000
 """Rows in the pruned store, as a part of those before: threads are of the same ages before and
 after, give or take what chance does to their mean, which is more where they are few."""
 

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
-from weakref import ref
+from weakref import finalize, ref
 
 from sqlalchemy import event
 
@@ -16,7 +16,7 @@ from checkpointer.bridge import Bridge
 from checkpointer.cache import ChunkCache, LastCheckpoints
 from checkpointer.database import Database
 from checkpointer.dialect import Work
-from checkpointer.errors import SaverClosedError
+from checkpointer.errors import DatabaseUnavailableError, SaverClosedError
 from checkpointer.owners import claim_pool
 from checkpointer.queries import queries_for
 from checkpointer.records import Put, PutCheckpoint
@@ -43,8 +43,10 @@ def _forgetting(last: LastCheckpoints) -> Callable[..., None]:
     """What clears a memory, without keeping it alive for an engine that outlives the saver."""
     memory = ref(last)
 
-    def forget(*_: object) -> None:
-        if (known := memory()) is not None:
+    def forget(*lost: object) -> None:
+        # A connection that was only given up with its caller says nothing of the database.
+        given_up = bool(lost) and isinstance(lost[-1], asyncio.CancelledError)
+        if not given_up and (known := memory()) is not None:
             known.clear()
 
     return forget
@@ -70,9 +72,13 @@ class Backend:
         # use, too, may notice it before we do.
         self._forget = _forgetting(self.store.last)
         database.call_when_away(self._forget)
-        event.listen(database.engine.sync_engine, "invalidate", self._forget)
+        listened = (database.engine.sync_engine, "invalidate", self._forget)
+        event.listen(*listened)
+        self._unlisten = finalize(self, event.remove, *listened)
+        self._unlisten.atexit = False
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
+        self._schema_error: DatabaseUnavailableError | None = None
         self._identity = object()
         self.closed = False
         self.closing = Lock()
@@ -130,8 +136,7 @@ class Backend:
             self._idle.clear()
             await self._idle.wait()
         await self._writer.drain()
-        if event.contains(self.database.engine.sync_engine, "invalidate", self._forget):
-            event.remove(self.database.engine.sync_engine, "invalidate", self._forget)
+        self._unlisten()
         await self.database.dispose()
 
     def check_open(self) -> None:
@@ -171,7 +176,16 @@ class Backend:
                 self._idle.set()
 
     async def _check_schema(self) -> None:
+        waited = self._schema_lock.locked()
         async with self._schema_lock:
-            if not self._schema_checked:
+            if self._schema_checked:
+                return
+            if waited and self._schema_error is not None:
+                raise self._schema_error  # those who waited need not wait once more, one by one
+            self._schema_error = None
+            try:
                 await schema.ensure(self.database)
-                self._schema_checked = True
+            except DatabaseUnavailableError as exc:
+                self._schema_error = exc
+                raise
+            self._schema_checked = True

@@ -4,7 +4,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import finalize
 
@@ -137,9 +138,8 @@ class Bridge:
         except CancelledError as exc:
             raise _ended() from exc
         finally:
-            # Nobody waits any more where Ctrl-C has ended the call.
-            if not future.done() and not loop.is_closed():
-                future.cancel()
+            if not future.done():  # the loop has ended, or Ctrl-C the call
+                _drop(work, future, loop)
 
     def _runs(self, loop: asyncio.AbstractEventLoop) -> bool:
         thread = self._thread
@@ -186,6 +186,14 @@ class Bridge:
                 "found a saver whose event loop is closed, expected one loop for all calls; make "
                 "one saver per event loop, with `async with create_saver(...)` inside asyncio.run"
             )
+
+
+def _drop(work: Coroutine[Any, Any, T], future: Future[T], loop: asyncio.AbstractEventLoop) -> None:
+    """End work that nobody waits for any more."""
+    if not loop.is_closed():
+        future.cancel()
+    elif getcoroutinestate(work) == CORO_CREATED:
+        work.close()  # it would complain that nobody has awaited it
 
 
 def _run(

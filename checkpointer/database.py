@@ -7,12 +7,12 @@ from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import StaticPool
 
 from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
 from checkpointer.engine import shown
-from checkpointer.errors import DatabaseBusyError, DatabaseUnavailableError
-from checkpointer.faults import translated
+from checkpointer.faults import needs_new_connections, translated
 from checkpointer.limits import TIMEOUT
 from checkpointer.retrying import Retrying
 
@@ -87,6 +87,14 @@ class Database:
         """
         return await self._run(self.dialect.put, work)
 
+    async def put_once(self, work: Work[T]) -> T:
+        """The same, in one attempt: the caller knows how to try again.
+
+        Raises:
+            DatabaseError: The database refused or failed.
+        """
+        return await self._retrying.run_once(partial(self._attempt, self.dialect.put, work))
+
     async def inspect(self, work: CoreWork[T]) -> T:
         """Run work that only looks, on SQLAlchemy's own connection.
 
@@ -119,10 +127,15 @@ class Database:
             return await operate(self.engine, work)
         except (sa_exc.SQLAlchemyError, OSError) as exc:
             error = translated(exc, self._where)
-            if isinstance(error, DatabaseUnavailableError) and not isinstance(
-                error, DatabaseBusyError
-            ):
-                # What the pool still has is from before, and perhaps half open: SQLAlchemy, too,
-                # replaces it at the next checkout when it finds one connection lost.
-                cast("Any", self.engine.sync_engine.pool)._invalidate(None)  # noqa: SLF001
+            if needs_new_connections(exc):
+                self._renew_connections()
             raise error from exc
+
+    def _renew_connections(self) -> None:
+        """Replace what the pool has, at the next checkout: it is from before, perhaps half open.
+
+        SQLAlchemy, too, does so when it finds one connection lost.
+        """
+        pool = self.engine.sync_engine.pool
+        if not isinstance(pool, StaticPool):  # its only one may be the database itself
+            cast("Any", pool)._invalidate(None)  # noqa: SLF001

@@ -35,6 +35,9 @@ class Dialect(ABC):
     max_list: ClassVar[int]
     """Items that one statement may take in a list (see `is_any_of`)."""
 
+    locks_rows: ClassVar[bool]
+    """Whether a transaction holds single rows, and not the whole database."""
+
     has_arrays: ClassVar[bool]
     """Whether rows may be passed as one array a column, and changed in WITH clauses."""
 

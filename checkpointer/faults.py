@@ -2,6 +2,7 @@
 
 import sqlite3
 from enum import Enum
+from ssl import SSLCertVerificationError
 from typing import Final
 
 from sqlalchemy import exc as sa_exc
@@ -34,6 +35,14 @@ _BUSY_STATES: Final = {
 }
 _BUSY_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
+_READ_ONLY: Final = "25006"
+_DAMAGE_STATES: Final = {
+    "58030",  # io_error
+    "XX001",  # data_corrupted
+    "XX002",  # index_corrupted
+}
+_DAMAGE_CODES: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB}
+
 _POOLER_MEND: Final = (
     "a pooler lends each transaction another connection of the server: pass the saver the URL "
     "instead of an engine, or give create_async_engine connect_args={'statement_cache_size': 0} "
@@ -43,8 +52,8 @@ _POOLER_MEND: Final = (
 _STATE_MENDS: Final = {
     "26000": _POOLER_MEND,  # invalid_sql_statement_name
     "42P05": _POOLER_MEND,  # duplicate_prepared_statement
-    "25006": "it only reads: writing needs the primary server, and a role whose transactions are "
-    "not read-only",
+    _READ_ONLY: "it only reads: writing needs the primary server, and a role whose transactions "
+    "are not read-only",
     "28000": "check the URL's user, and what the server's pg_hba.conf lets in",
     "28P01": "check the URL's user and password; special characters of a password are "
     "percent-encoded",
@@ -84,7 +93,23 @@ def fault_of(exc: Exception) -> Fault:
         return Fault.AWAY if state.startswith(_AWAY_STATES) else Fault.REFUSED
     # What fails before a server could name a state: a socket, or psycopg's connecting.
     lost = isinstance(error, OSError) or isinstance(exc, sa_exc.OperationalError)
+    lost = lost and not isinstance(error, SSLCertVerificationError)
     return Fault.AWAY if lost else Fault.REFUSED
+
+
+def needs_new_connections(exc: Exception) -> bool:
+    """Whether connections made before the error are of no more use.
+
+    They are lost, or lead to a server that was a primary once and only reads now.
+    """
+    return fault_of(exc) is Fault.AWAY or _state(_original(exc)) == _READ_ONLY
+
+
+def means_damage(error: DatabaseError) -> bool:
+    """Whether an error of ours says that stored rows cannot be read any more."""
+    cause = error.__cause__
+    original = _original(cause) if isinstance(cause, Exception) else error
+    return _state(original) in _DAMAGE_STATES or _sqlite_code(original) in _DAMAGE_CODES
 
 
 def translated(exc: Exception, where: str) -> DatabaseError:

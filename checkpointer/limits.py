@@ -12,14 +12,14 @@ transaction may hold a file."""
 class Limit:
     """Cuts off what runs inside of it when the server does not answer.
 
-    Waiting begins with `extend`: before that, the pool's and the driver's own limits hold.
+    Waiting begins with `extend`: before that, there is no limit.
 
     Args:
         seconds: How long one answer may take.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._seconds = self._allowed = seconds
         self._timeout = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
 
@@ -37,10 +37,11 @@ class Limit:
             await self._timeout.__aexit__(exc_type, exc, traceback)
         except TimeoutError:
             raise TimeoutError(
-                f"found no answer within {self._seconds:g} s, expected one; see "
+                f"found no answer within {self._allowed:g} s, expected one; see "
                 f"create_saver(timeout=...)"
             ) from None
 
-    def extend(self) -> None:
-        """Begin to wait anew: the server has answered, or a connection to it is there."""
-        self._timeout.reschedule(self._loop.time() + self._seconds)
+    def extend(self, times: int = 1) -> None:
+        """Begin to wait anew, for so many times the seconds of one answer."""
+        self._allowed = times * self._seconds
+        self._timeout.reschedule(self._loop.time() + self._allowed)

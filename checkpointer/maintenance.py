@@ -15,9 +15,9 @@ from checkpointer.decoder import node_of
 from checkpointer.errors import (
     DamagedDataError,
     DatabaseError,
-    DatabaseUnavailableError,
     InvalidInputError,
 )
+from checkpointer.faults import means_damage
 from checkpointer.identifiers import identifier, identifiers, text_of
 from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.quoting import quoted
@@ -147,9 +147,9 @@ class Maintenance(SyncTwins):
         verify = partial(verification.verify_thread, store=store, thread_id=thread_id)
         try:
             found = await self._backend.read_snapshot(partial(verify, id_of=self._id_of))
-        except DatabaseUnavailableError:
-            raise
-        except DatabaseError as exc:  # a page of its file is damaged, for example
+        except DatabaseError as exc:
+            if not means_damage(exc):
+                raise
             problem = Problem(ProblemKind.UNREADABLE_THREAD, thread_id, detail=str(exc))
             return Verification(threads=1, problems=(problem,))
         if not repair or not verification.has_garbage(found):

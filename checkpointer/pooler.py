@@ -90,7 +90,7 @@ class _Asyncpg:
             raise
         if not self._met:
             return connection
-        await connection.close()
+        connection.terminate()
         return await self.connect(*args, **options)
 
 

@@ -1,6 +1,7 @@
 """PostgreSQL: work runs over asyncpg's own connection, or over SQLAlchemy's for other drivers."""
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,9 @@ MIGRATION_LOCK: Final = 0x636865636B707472
 """The key of PostgreSQL's advisory lock round migrations: "checkptr" in ASCII."""
 
 
+_CHECKOUT: Final = 3
+"""Timeouts until a connection is there: a turn in the pool, connecting, and what the pool asks."""
+
 POOL_SIZE: Final = 20
 """Connections to a server that an engine of our own keeps: the official savers' usual pool."""
 
@@ -41,6 +45,7 @@ class PostgreSQL(Dialect):
     async_driver = "asyncpg"
     upgrades_on_first_use = False
     max_list = 50_000
+    locks_rows = True
     has_arrays = True
 
     def pool_options(self) -> dict[str, Any]:
@@ -56,7 +61,7 @@ class PostgreSQL(Dialect):
     def prepare(self, engine: AsyncEngine) -> None:
         """See that closing a connection waits for no server that is gone."""
         if engine.driver == DRIVER:
-            event.listen(engine.sync_engine, "close", close_in_time)
+            event.listen(engine.sync_engine, "close", partial(close_in_time, engine.sync_engine))
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in autocommit: no BEGIN and no ROLLBACK travel."""
@@ -76,6 +81,7 @@ class PostgreSQL(Dialect):
     async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work that only looks, in autocommit."""
         async with Limit(self.timeout) as limit:
+            limit.extend(_CHECKOUT)
             return await self._run_core(engine, work, None, limit)
 
     async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
@@ -85,6 +91,7 @@ class PostgreSQL(Dialect):
     async def _run(self, engine: AsyncEngine, work: Work[T], level: IsolationLevel | None) -> T:
         """Run work in a transaction of that level, or without one each statement in its own."""
         async with Limit(self.timeout) as limit:
+            limit.extend(_CHECKOUT)
             if engine.driver == DRIVER and not is_watched(engine.sync_engine):
                 return await run_on_wire(engine.sync_engine, work, limit, level)
 

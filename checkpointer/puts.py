@@ -47,7 +47,7 @@ def put(connection: Connection, store: Store, batch: Sequence[Put]) -> Epochs:
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
     epochs = _touched(connection, store, batch)
-    rows = _rows(store, batch, epochs)
+    rows = _rows(connection, store, batch, epochs)
     for statement, parameters in (
         (store.queries.put_chunk, rows.chunks),
         (store.queries.put_checkpoint, rows.checkpoints),
@@ -99,7 +99,7 @@ def _execute_at_once(
     expected: Mapping[str, int | None],
 ) -> tuple[dict[str, int], bool]:
     """Send a batch; the epoch of each thread, and whether the batch was stored."""
-    rows = _rows(store, batch, expected)
+    rows = _rows(connection, store, batch, expected)
     sets = {name: list(getattr(rows, name).values()) for name in PUTS}
     sets["checkpoints"] = [
         {**row, "metadata": json.dumps(row["metadata"])} for row in sets["checkpoints"]
@@ -141,7 +141,12 @@ def _touched(connection: Connection, store: Store, batch: Iterable[Put]) -> Epoc
     return epochs
 
 
-def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) -> Rows:
+def _rows(
+    connection: Connection,
+    store: Store,
+    batch: Iterable[Put],
+    epochs: Mapping[str, int | None],
+) -> Rows:
     """All rows of a batch, without the chunks that are known to be stored under `epochs`."""
     rows = Rows()
     for one in batch:
@@ -149,7 +154,7 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
         known = store.last.stored(namespace, epochs[thread_id])
         new = {digest: data for digest, data in one.chunks.items() if digest not in known}
         if isinstance(one, PutCheckpoint):
-            new |= _reused(store, one, epochs[thread_id], known)
+            new |= _reused(connection, store, one, epochs[thread_id], known)
             rows.checkpoints[namespace, one.row["checkpoint_id"]] = one.row
         else:
             for row in one.rows:
@@ -162,18 +167,28 @@ def _rows(store: Store, batch: Iterable[Put], epochs: Mapping[str, int | None]) 
 
 
 def _reused(
-    store: Store, one: PutCheckpoint, epoch: int | None, known: frozenset[bytes]
+    connection: Connection,
+    store: Store,
+    one: PutCheckpoint,
+    epoch: int | None,
+    known: frozenset[bytes],
 ) -> dict[bytes, bytes]:
     """The chunks that were left out and are not known to be stored, or no longer.
 
+    Those that the process has not kept may be stored all the same: what was learned of them is
+    lost with a connection. Under the same epoch, what is there stays there.
+
     Raises:
-        ReuseError: The process has not kept them; or the thread was deleted, or copied over.
+        ReuseError: They are neither kept nor stored; or the thread was deleted, or copied over.
     """
     if one.epoch is None:
         return {}
+    if epoch is None or not same_life(one.epoch, epoch):
+        raise ReuseError
     again = one.reused - known
     cached = store.cache.get_many(again)
-    if epoch is None or not same_life(one.epoch, epoch) or len(cached) < len(again):
+    lost = again - cached.keys()
+    if lost - store.stored(connection, one.namespace.thread_id, lost):
         raise ReuseError
     return cached
 

@@ -49,7 +49,7 @@ class Retrying:
             DatabaseUnavailableError: The last attempt's, when patience has run out.
         """
         try:
-            done = await self._watched(attempt)
+            done = await self.run_once(attempt)
         except DatabaseUnavailableError:
             if not self._patience:
                 raise
@@ -64,12 +64,17 @@ class Retrying:
             reraise=True,
         )
         try:
-            return await retrying(partial(self._watched, attempt))
+            return await retrying(partial(self.run_once, attempt))
         except DatabaseUnavailableError as exc:
             tried = f"tried again for {time.monotonic() - started:.1f} s"
             raise type(exc)(f"{exc}; {tried}, see create_saver(patience=...)") from exc.__cause__
 
-    async def _watched(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def run_once(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What one attempt returns.
+
+        Raises:
+            DatabaseUnavailableError: It may be made again.
+        """
         started = time.monotonic()
         try:
             done = await attempt()

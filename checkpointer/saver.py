@@ -49,7 +49,8 @@ class AsyncSQLAlchemySaver(Maintenance):
     Every async method has a sync twin, for calls from other threads than the event loop's and for
     programs without one. All of them raise the errors of `checkpointer.errors`:
     `InvalidInputError`, `SerializationError`, `DamagedDataError`, `SchemaError`, `UsageError` and
-    `DatabaseError`. A put has committed when it returns; one that raises has stored nothing.
+    `DatabaseError`. A put has committed when it returns; one that raises has stored nothing,
+    unless it raises `DatabaseUnavailableError`: then that is not known, and it may be called again.
 
     Args:
         backend: The running parts, shared by clones of this saver.

@@ -2,11 +2,14 @@
 
 import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -28,6 +31,7 @@ class SQLite(Dialect):
     # Three lists are a statement's most, and SQLite takes 32,766 variables in it since 3.32, of the
     # year 2020; lists are filled up to a power of two.
     max_list = 8192
+    locks_rows = False
     has_arrays = False
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
@@ -67,7 +71,7 @@ class SQLite(Dialect):
 
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
-        async with self._writing:
+        async with self._turn():
             return await self._hops.run(run_in_worker(engine.sync_engine, work, WRITE))
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
@@ -80,8 +84,31 @@ class SQLite(Dialect):
 
     async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work in one transaction, a writer from its start."""
-        async with self._writing:
+        async with self._turn():
             return await self._hops.run(run_core_in_worker(engine.sync_engine, work, WRITE))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Be this process's only writer.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: Others of this process took too long, as they do when they
+                wait for another process themselves.
+        """
+        if self._writing.locked():
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await self._writing.acquire()
+            except TimeoutError as exc:
+                raise sa_exc.TimeoutError(
+                    f"found other writers of this process for {self.timeout:g} s, expected a turn"
+                ) from exc
+        else:
+            await self._writing.acquire()
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """SQLite's INSERT."""

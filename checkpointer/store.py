@@ -214,6 +214,13 @@ class Store:
                 complete = complete and len(wanted) == len(missing)
                 missing = set()
 
+    def stored(
+        self, connection: Connection, thread_id: str, digests: Iterable[bytes]
+    ) -> set[bytes]:
+        """Which of a thread's chunks stand in the database, whole."""
+        named = [(digest, 0) for digest in digests]
+        return set(self._read_chunks(connection, [thread_id], named, follow=False))
+
     def _read_chunks(
         self,
         connection: Connection,

@@ -1,6 +1,7 @@
 """A unit of work on a pooled connection of asyncpg, without SQLAlchemy's execution in between."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -27,6 +28,9 @@ _EVENTS: Final = (
     "before_cursor_execute",
     "after_cursor_execute",
 )
+
+SLOW_CLOSE: Final = 1.0
+"""Seconds after which a server is held to be gone that does not let a connection end."""
 
 DRIVER: Final = "asyncpg"
 """The driver that this module knows, as SQLAlchemy's dialect names it."""
@@ -151,12 +155,16 @@ def _transact(connection: WireConnection, work: Callable[[WireConnection], T], l
     return done
 
 
-def close_in_time(connection: Any, record: Any) -> None:
+def close_in_time(engine: sa.Engine, connection: Any, record: Any) -> None:
     """Before a pool closes a connection: asyncpg would wait for the server's answer for ever."""
     if record._is_hard_or_soft_invalidated():  # noqa: SLF001 - the pool knows that it was lost
         connection.driver_connection.terminate()
-    else:
-        connection.terminate()  # SQLAlchemy's: in good order if that takes no longer than 2 s
+        return
+    started = time.monotonic()
+    connection.terminate()  # SQLAlchemy's: in good order if that takes no longer than 2 s
+    if time.monotonic() - started > SLOW_CLOSE:
+        # The others would take as long, one after the other.
+        cast("Any", engine.pool)._invalidate(None)  # noqa: SLF001
 
 
 def _is_lost(driver: Any, exc: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Group commit: puts that arrive while a transaction is under way share the next one."""
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextvars import Context
 from functools import partial
@@ -9,7 +9,8 @@ from typing import Final
 
 from checkpointer.database import Database
 from checkpointer.errors import DatabaseUnavailableError
-from checkpointer.puts import put
+from checkpointer.execution import Connection
+from checkpointer.puts import Epochs, put
 from checkpointer.records import Put
 from checkpointer.store import Store
 
@@ -26,8 +27,9 @@ class Writer:
     """Commits puts in batches, over all threads.
 
     An idle writer starts at once, without a timer. A put that fails, fails alone: its batch is run
-    again, one by one. Cancelling a caller takes its put back if it has not been started, and leaves
-    it to finish otherwise.
+    again, one by one. Where others may hold a single thread, what cannot be stored now is tried
+    again thread by thread, beside the batches that follow. Cancelling a caller takes its put back
+    unless an attempt to store it is under way, which is left to finish.
     """
 
     def __init__(self, database: Database, store: Store) -> None:
@@ -35,27 +37,52 @@ class Writer:
         self._store = store
         self._waiting: deque[Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._apart: dict[asyncio.Task[None], str] = {}
 
     async def put(self, one: Put) -> None:
         """Store a checkpoint or writes. Returns when the transaction has committed.
 
         Raises:
-            DatabaseError: The database refused or failed; nothing of it was stored.
+            DatabaseError: The database refused or failed. Nothing of it was stored, unless it could
+                not be reached: then that is not known.
         """
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((one, future))
+        if self._apart and one.namespace.thread_id in self._apart.values():
+            self._put_apart([(one, future)])
+        else:
+            self._put_together((one, future))
+        await future
+
+    def _put_together(self, waiting: Waiting) -> None:
+        self._waiting.append(waiting)
         if self._task is None:
             # In a context of its own: it works for all callers, not for the one that came first.
             self._task = asyncio.create_task(
                 self._run(), name="checkpointer writer", context=Context()
             )
             self._task.add_done_callback(self._never_begun)
-        await future
+
+    def _put_apart(self, batch: Sequence[Waiting]) -> None:
+        """Commit each thread's part by itself, for as long as the database's patience lasts."""
+        parts = defaultdict[str, list[Waiting]](list)
+        for one, future in batch:
+            parts[one.namespace.thread_id].append((one, future))
+        for thread_id, part in parts.items():
+            task = asyncio.create_task(
+                self._commit(part), name="checkpointer writer of a thread", context=Context()
+            )
+            self._apart[task] = thread_id
+            task.add_done_callback(partial(self._ended_apart, part))
+
+    def _ended_apart(self, part: Sequence[Waiting], task: "asyncio.Task[None]") -> None:
+        del self._apart[task]
+        for _, future in part:  # there are any left only where the task itself was cancelled
+            future.cancel()
 
     async def drain(self) -> None:
         """Wait until every put that was started has ended."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while tasks := [*filter(None, [self._task]), *self._apart]:
+            await asyncio.wait(tasks)
 
     async def _run(self) -> None:
         batch: list[Waiting] = []
@@ -88,12 +115,23 @@ class Writer:
         return batch
 
     async def _commit(self, batch: Sequence[Waiting]) -> None:
-        puts = [one for one, _ in batch]
+        puts: list[Put] = []
+
+        def work(connection: Connection) -> Epochs:
+            # Each attempt leaves out what nobody waits for any more: after an outage, it would
+            # come later than what its caller has done since.
+            puts[:] = [one for one, future in batch if not future.done()]
+            return put(connection, self._store, puts) if puts else {}
+
+        several = len({one.namespace.thread_id for one, _ in batch}) > 1
+        apart = several and self._database.dialect.locks_rows
         try:
-            epochs = await self._database.put(partial(put, store=self._store, batch=puts))
+            epochs = await (self._database.put_once(work) if apart else self._database.put(work))
         except DatabaseUnavailableError as exc:
-            # The others would wait as long as this one did.
-            _fail(batch, exc)
+            if apart:
+                self._put_apart(batch)
+            else:  # the others would wait as long as this one did
+                _fail(batch, exc)
             return
         except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
             if len(batch) > 1:

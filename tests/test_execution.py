@@ -136,6 +136,7 @@ def all_statements(queries: Queries) -> dict[str, Any]:
 async def test_every_statement_gives_what_sqlalchemy_gives(saver: Saver, two_ways: TwoWays) -> None:
     with calls() as seen:
         await operate(saver)
+        await saver.averify(progress=lambda done, total: None)
     used = {id(statement) for statement, _, _ in seen}
     named = all_statements(queries_for(saver.engine.dialect.name))
     assert {name for name, one in named.items() if id(one) not in used} <= ALTERNATIVES
@@ -228,7 +229,7 @@ class TestTypes:
         def work(connection: Connection) -> Any:
             for some in [rows] if at_once else [[row] for row in rows]:
                 connection.execute(queries.put_checkpoint, *some)
-            found = connection.fetch(queries.manifests, {"thread_id": "a thread"})
+            found = connection.fetch(sa.select(tables.checkpoints))
             nulls = sa.select(sa.func.count().label("count")).where(
                 tables.checkpoints.c.metadata == sa.null()
             )

@@ -181,7 +181,9 @@ async def test_a_database_that_is_away_fails_a_batch_at_once_and_is_not_trusted_
         failed = await asyncio.gather(*puts, return_exceptions=True)
 
     assert {type(one) for one in failed} == {DatabaseUnavailableError}
-    assert len(tries) <= 2
+    # Where single threads may be held, each is tried once more by itself.
+    apart = len(puts) if backend.database.dialect.locks_rows else 0
+    assert len(tries) <= 2 + apart
     assert backend.store.last.get(Namespace("a thread", "")) is None
 
 

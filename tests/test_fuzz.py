@@ -6,6 +6,7 @@ The single kinds of bad input, with their messages, are in `test_bad_input.py`.
 import pickle
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from storing import NOTHING, checkpoint, config, put, row_counts
 from checkpointer import (
     AsyncSQLAlchemySaver,
     CheckpointerError,
+    DamagedDataError,
     InvalidFilterError,
     InvalidInputError,
     create_saver,
@@ -148,7 +150,7 @@ def restored(value: Any) -> Any:
 async def put_junk(saver: Saver, draw: Draw) -> None:
     where, metadata = draw(hostile.configs), draw(hostile.metadata)
     stored, versions = draw(hostile.checkpoints), draw(hostile.mostly(hostile.versions))
-    named = await saver.aput(where, stored, metadata, versions)
+    named: Any = await saver.aput(where, stored, metadata, versions)
     body = {name: value for name, value in stored.items() if name != "channel_values"}
     if text_of(stored["id"]) == "":  # which means the latest
         named["configurable"].pop("checkpoint_id")
@@ -239,6 +241,148 @@ async def test_junk_is_answered_or_refused(
         return
     assert re.search(r"found.*expected", refusal)
     assert len(refusal) < 5_000
+    assert row_counts(database_url) == before
+
+
+THREAD, FIRST = config(), config(checkpoint_id="1")
+
+
+async def put_parts(saver: Saver, metadata: Any = None, versions: Any = None, **parts: Any) -> None:
+    """Put a checkpoint with some parts of another shape."""
+    stored: Any = {**checkpoint("1", {"a": 1}), **parts}
+    await saver.aput(THREAD, stored, metadata or {}, {} if versions is None else versions)
+
+
+SHAPES: list[Any] = [None, 7, "text", b"bytes", [], [("a", 1)], ("a",), object()]
+MISSHAPEN: dict[str, Callable[[Saver, Any], Awaitable[object]]] = {
+    "config to get": lambda saver, shape: saver.aget_tuple(shape),
+    "configurable": lambda saver, shape: saver.aget_tuple({"configurable": shape}),
+    "config to put": lambda saver, shape: put(saver, shape, "1"),
+    "config's metadata": lambda saver, shape: put(saver, {**THREAD, "metadata": shape or 7}, "1"),
+    "config to list": lambda saver, shape: listed(saver, shape or 7),
+    "config to list before": lambda saver, shape: listed(saver, THREAD, before=shape or 7),
+    "checkpoint": lambda saver, shape: saver.aput(THREAD, shape, {}, {}),
+    "channel values": lambda saver, shape: put_parts(saver, channel_values=shape),
+    "channel versions": lambda saver, shape: put_parts(saver, channel_versions=shape),
+    "checkpoint's metadata": lambda saver, shape: put_parts(saver, shape or 7),
+    "new versions": lambda saver, shape: put_parts(saver, versions=shape or 7),
+    "writes": lambda saver, shape: saver.aput_writes(FIRST, shape or 7, "a task"),
+    "a write": lambda saver, shape: saver.aput_writes(FIRST, [shape], "a task"),
+    "channel names": lambda saver, shape: saver.aget_delta_channel_history(
+        config=THREAD, channels=shape or 7
+    ),
+    "run ids": lambda saver, shape: saver.adelete_for_runs(shape or 7),
+    "thread ids": lambda saver, shape: saver.aprune(shape or 7),
+    "strategy": lambda saver, shape: saver.aprune(["1"], strategy=shape),
+}
+RIGHT = {"writes": [("a", 1)], "channel names": ("a",), "run ids": ("a",), "thread ids": ("a",)}
+
+
+@pytest.mark.parametrize("name", MISSHAPEN)
+async def test_what_is_of_another_shape_is_refused(
+    saver: Saver, database_url: str, name: str
+) -> None:
+    for shape in SHAPES:
+        if shape != RIGHT.get(name):
+            with pytest.raises(InvalidInputError, match=r"found.*expected"):
+                await MISSHAPEN[name](saver, shape)
+    assert row_counts(database_url) == NOTHING
+
+
+@pytest.mark.parametrize("limit", [True, False, 1.0, "1", b"1", [1], float("nan")], ids=repr)
+async def test_a_limit_that_is_no_integer_is_refused(saver: Saver, limit: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"found the limit .*, expected 0 or more"):
+        await listed(saver, THREAD, limit=limit)
+
+
+@pytest.mark.parametrize("name", [None, 7, 1.5, True, b"a", ("a",), UUID(int=7)], ids=repr)
+async def test_a_channel_name_that_is_no_text_is_refused(
+    saver: Saver, database_url: str, name: Any
+) -> None:
+    """Its text would be read as another name."""
+    for call in (
+        put_parts(saver, channel_values={name: 1}),
+        saver.aput_writes(FIRST, [(name, 1)], "a task"),
+        saver.aget_delta_channel_history(config=THREAD, channels=[name]),
+    ):
+        with pytest.raises(InvalidInputError, match="as a channel name, expected a str"):
+            await call
+    assert row_counts(database_url) == NOTHING
+
+
+async def test_a_channel_name_that_is_an_enum_of_text_is_stored_as_its_text(saver: Saver) -> None:
+    await put_parts(saver, channel_values={hostile.Shouting("a"): 1})
+    await saver.aput_writes(FIRST, [(hostile.Shouting("b"), 2)], "a task")
+    found = await saver.aget_tuple(THREAD)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"a": 1}
+    assert found.pending_writes == [("a task", "b", 2)]
+
+
+async def test_what_is_no_text_in_a_config_is_no_metadata(saver: Saver) -> None:
+    where: Any = {"configurable": {"thread_id": "a thread", 7: "a", None: 1, "b": "c", "d": []}}
+    await put(saver, where, "1")
+    found = await saver.aget_tuple(where)
+    assert found is not None
+    assert found.metadata == {"b": "c"}
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["", "one", "1x", "9" * 5000, 10**5000, b"1", [], True],
+    ids=lambda v: type(v).__name__,
+)
+def test_a_version_that_begins_with_no_number_has_no_next(saver: Saver, version: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"found the channel version .*, expected"):
+        saver.get_next_version(version, None)
+
+
+@dataclass(eq=False)
+class Odd:
+    """What no version is: comparing it fails."""
+
+    number: int
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("this object does not answer")
+
+    __hash__ = object.__hash__
+
+
+async def test_versions_that_are_none_keep_no_value_from_being_stored(saver: Saver) -> None:
+    parent = config()
+    for number in range(3):
+        stored: Any = checkpoint(str(number), {"a": number})
+        stored["channel_versions"] = {"a": Odd(number)}
+        parent = await saver.aput(parent, stored, {}, {})
+        found = await saver.aget_tuple(parent)
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"a": number}
+
+
+async def test_versions_without_an_order_are_damage_where_they_need_one(saver: Saver) -> None:
+    parent = await put(saver, config(), "1")
+    await saver.aput_writes(parent, [("__pregel_tasks", "sent")], "a task")
+    stored: Any = {**checkpoint("2", {}), "v": 3, "channel_versions": {"a": "1", "b": 2}}
+    child = await saver.aput(parent, stored, {}, {})
+    with pytest.raises(DamagedDataError, match="versions have no order"):
+        await saver.aget_tuple(child)
+
+
+async def test_a_value_too_long_is_refused(
+    saver: Saver, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a limit that is lower here, because the real one takes gigabytes of memory to reach."""
+    monkeypatch.setattr("checkpointer.encoder.MAX_SIZE", 10_000)
+    parent = await put(saver, config(), "1", a="x" * 9_000)
+    before = row_counts(database_url)
+    for call in (
+        put(saver, parent, "2", b="x" * 10_000),
+        put(saver, parent, "2", {"long": "x" * 10_000}),
+        saver.aput_writes(parent, [("b", "x" * 10_000)], "a task"),
+    ):
+        with pytest.raises(InvalidInputError, match=r"found .* bytes, expected at most 10000"):
+            await call
     assert row_counts(database_url) == before
 
 

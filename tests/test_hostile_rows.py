@@ -60,17 +60,24 @@ async def stored(migrated_url: str) -> Stored:
 
 
 @contextlib.asynccontextmanager
-async def altered(
-    stored: Stored, table: str, column: str, where: str, data: bytes
-) -> AsyncIterator[Saver]:
-    """A saver that has read nothing yet; a copy of the thread holds other bytes in one row."""
+async def copied(stored: Stored) -> AsyncIterator[Saver]:
+    """A saver that has read nothing yet, and a copy of the thread to damage."""
     async with create_saver(stored.rows.url, cache_bytes=0) as saver:
         await saver.acopy_thread("a thread", VICTIM)
-        stored.rows.alter(table, column, where, lambda _: data)
         try:
             yield saver
         finally:
             await saver.adelete_thread(VICTIM)
+
+
+@contextlib.asynccontextmanager
+async def altered(
+    stored: Stored, table: str, column: str, where: str, data: bytes
+) -> AsyncIterator[Saver]:
+    """The same; one row of the copy holds other bytes."""
+    async with copied(stored) as saver:
+        stored.rows.alter(table, column, where, lambda _: data)
+        yield saver
 
 
 def packed(value: Any) -> list[Any]:
@@ -366,11 +373,34 @@ async def test_values_that_cannot_be_loaded_are_named(
 @pytest.mark.parametrize("literal", ["'text'", "7", "1.5", "X''"])
 async def test_columns_of_another_type_are_damage(stored: Stored, literal: str) -> None:
     """SQLite stores anything in any column."""
-    for table, column in ((CHECKPOINTS, "manifest"), (WRITES, "data")):
-        async with altered(stored, table, column, f"{OF_SECOND} LIMIT 1", b"") as saver:
-            stored.rows.execute(f"UPDATE {table} SET {column} = {literal} WHERE {OF_SECOND}")
+    of_chunk, of_node = (
+        where.replace("a thread", VICTIM) for where in (stored.chunk(), stored.node())
+    )
+    for update in (
+        f"UPDATE {CHECKPOINTS} SET manifest = {literal} WHERE {OF_SECOND}",
+        f"UPDATE {WRITES} SET data = {literal} WHERE {OF_SECOND}",
+        f"UPDATE {CHUNKS} SET data = {literal} WHERE {of_chunk}",
+        f"UPDATE {CHUNKS} SET data = {literal} WHERE {of_node}",
+    ):
+        async with copied(stored) as saver:
+            stored.rows.execute(update)
             await assert_damaged(saver)
             await use_all(saver, stored.rows.url)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7", "[" * 3000 + "]" * 3000], ids=lambda t: t[:5])
+async def test_a_projection_that_is_no_object_stops_a_prune(stored: Stored, text: str) -> None:
+    async with create_saver(stored.rows.url) as saver:
+        stored.rows.execute(
+            f"UPDATE {CHECKPOINTS} SET metadata = '{text}' WHERE checkpoint_id = '2'"
+        )
+        before = row_counts(stored.rows.url)
+        with pytest.raises(DamagedDataError, match=r"'a thread'.*checkpoint '2'.*nothing was"):
+            await saver.aprune(["a thread"])
+        with contextlib.suppress(CheckpointerError):  # SQLite's own parser may refuse it
+            assert [one async for one in saver.alist(config(), filter={"run_id": "run 2"})] == []
+        assert row_counts(stored.rows.url) == before
+        assert await saver.aget_tuple(config(checkpoint_id="2")) is not None
 
 
 text = st.text(st.characters(codec="utf-8"), max_size=5)

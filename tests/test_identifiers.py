@@ -1,10 +1,11 @@
 """Identifiers fit the keys of every database, or are refused before anything is sent."""
 
+import enum
 import random
 import string
 from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hostile import HUGE, MISFITS
@@ -176,3 +177,22 @@ def test_messages_show_the_ends_of_long_text() -> None:
     assert len(shown) < 300
     assert shown.startswith("'ab")
     assert shown.endswith("bc'")
+
+
+class Colour(str, enum.Enum):  # noqa: UP042 - the kind of enum whose text is not its value's
+    RED = "red"
+
+
+class Level(enum.StrEnum):
+    HIGH = "high"
+
+
+@pytest.mark.parametrize("checkpoint_id", [7, 1.5, UUID(int=7), Level.HIGH, Colour.RED], ids=repr)
+async def test_checkpoint_ids_of_other_types_are_found(saver: Saver, checkpoint_id: Any) -> None:
+    text = getattr(checkpoint_id, "value", str(checkpoint_id))
+    stored = await put(saver, config(), checkpoint_id, a=1)
+    assert stored == config(checkpoint_id=text)
+    for where in (config(), stored, config(checkpoint_id=checkpoint_id)):
+        found = await saver.aget_tuple(where)
+        assert found is not None
+        assert (found.config, found.checkpoint["id"]) == (stored, checkpoint_id)

@@ -142,6 +142,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "too deep": [100, MAX_DEPTH + 1, HEAD, DIGEST],
     "half a level": [100, 0.5, HEAD, DIGEST],
     "a truth for a depth": [100, True, HEAD, DIGEST],
+    "a size above all": [MAX_SIZE + 1, 0, HEAD, DIGEST],
     "a size below the head's": [HEAD_SIZE - 1, 0, HEAD, DIGEST],
     "a size that is no integer": [100.5, 0, HEAD, DIGEST],
     "a size that is no number": [math.nan, 0, HEAD, DIGEST],

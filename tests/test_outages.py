@@ -16,7 +16,7 @@ from databases import PostgreSQLDatabases
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph import END, START, StateGraph
 from servers import Server, line, server
-from storing import config, put
+from storing import checkpoint, config, put
 
 import checkpointer
 from checkpointer import (
@@ -26,6 +26,7 @@ from checkpointer import (
     DatabaseUnavailableError,
     create_saver,
 )
+from checkpointer.records import Namespace
 
 THREAD = config()
 AGENTS = 50
@@ -54,6 +55,9 @@ async def url(own_server: Server) -> AsyncIterator[str]:
 def with_driver(url: str, driver: str) -> str:
     parsed = sa.make_url(url).set(drivername=f"postgresql+{driver}")
     return parsed.render_as_string(hide_password=False)
+
+
+HOLD = b"SELECT FROM checkpointer_threads WHERE thread_id = 'held' FOR UPDATE"
 
 
 class State(TypedDict):
@@ -377,6 +381,142 @@ async def test_a_server_that_has_no_connection_left_is_waited_for(
         assert await read is None
     with psycopg.connect(libpq(url), autocommit=True) as admin:
         admin.execute(f"DROP ROLE {role}".encode())
+
+
+async def test_a_put_that_was_cancelled_during_an_outage_does_not_come_after_it(
+    own_server: Server, url: str
+) -> None:
+    async with create_saver(url) as saver:
+        await put(saver, THREAD, "1")
+        await in_thread(own_server.stop)
+        putting = asyncio.create_task(put(saver, THREAD, "2"))
+        await asyncio.sleep(1)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        await in_thread(own_server.start)
+        await saver.adelete_thread("a thread")
+        await asyncio.sleep(1.5)  # longer than the longest pause
+        assert await saver.aget_tuple(THREAD) is None
+
+
+async def test_a_thread_that_someone_holds_keeps_no_other_from_its_puts(url: str) -> None:
+    async with create_saver(url, timeout=0.5) as saver:
+        await asyncio.gather(put(saver, config("held"), "1"), put(saver, config("free"), "1"))
+        async with await psycopg.AsyncConnection.connect(libpq(url)) as holder:
+            await holder.execute(HOLD)
+            # The first is alone in its batch; the others share the next one.
+            puts = [put(saver, config(name), "2") for name in ("first", "held", "free", "other")]
+            first, held, *others = map(asyncio.create_task, puts)
+            await asyncio.wait_for(asyncio.gather(first, *others), 10)
+            started = time.monotonic()
+            later = asyncio.create_task(put(saver, config("held"), "3"))
+            await put(saver, config("free"), "3")
+            assert time.monotonic() - started < 0.4
+            assert not held.done()
+            await holder.rollback()
+        await asyncio.gather(held, later)
+        found = [one async for one in saver.alist(config("held"))]
+        assert [one.checkpoint["id"] for one in found] == ["3", "2", "1"]
+
+
+async def test_the_end_waits_for_what_is_tried_again_apart(url: str) -> None:
+    async with create_saver(url, timeout=0.5) as saver:
+        await put(saver, config("held"), "1")
+        holder = await psycopg.AsyncConnection.connect(libpq(url))
+        await holder.execute(HOLD)
+        puts = [put(saver, config(name), "2") for name in ("first", "held", "free")]
+        first, held, free = map(asyncio.create_task, puts)
+        await asyncio.wait_for(asyncio.gather(first, free), 10)
+        closing = asyncio.create_task(saver.aclose())
+        await asyncio.sleep(0.1)
+        await holder.close()
+        await asyncio.gather(closing, held)
+    async with create_saver(url) as saver:
+        assert len([one async for one in saver.alist(None)]) == 4
+
+
+async def test_calls_that_wait_for_the_first_one_share_its_patience(
+    own_server: Server, url: str
+) -> None:
+    await in_thread(own_server.stop)
+    try:
+        async with create_saver(url, patience=0.5) as saver:
+            started = time.monotonic()
+            calls = (saver.aget_tuple(config(n)) for n in range(20))
+            failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(one) for one in failed} == {DatabaseUnavailableError}
+            assert time.monotonic() - started < 4
+    finally:
+        await in_thread(own_server.start)
+
+
+async def test_a_pool_that_asks_before_it_lends_is_cut_off_too(
+    own_server: Server, url: str
+) -> None:
+    options = {"pool_pre_ping": True}
+    async with create_saver(url, patience=0, timeout=0.6, engine_options=options) as saver:
+        await put(saver, THREAD, "1")
+        with own_server.paused():
+            started = time.monotonic()
+            with pytest.raises(DatabaseUnavailableError, match=r"no answer within 1\.8 s"):
+                await saver.aget_tuple(THREAD)
+            assert time.monotonic() - started < 10
+        assert await saver.aget_tuple(THREAD) is not None
+
+
+async def test_closing_on_a_server_that_stalls_takes_no_time_for_each_connection(
+    own_server: Server, url: str
+) -> None:
+    async with create_saver(url, timeout=0.3) as saver:
+        await put(saver, THREAD, "1")
+        await asyncio.gather(*(saver.aget_tuple(THREAD) for _ in range(50)))
+        assert saver.engine.pool.checkedin() > 10  # type: ignore[attr-defined]
+        with own_server.paused():
+            started = time.monotonic()
+            await saver.aclose()
+            assert time.monotonic() - started < 5
+
+
+async def test_what_is_given_up_with_its_caller_costs_no_memory(url: str) -> None:
+    async with create_saver(url) as saver:
+        await put(saver, THREAD, "1", a=["x" * 1000])
+        memory = saver._backend.store.last  # noqa: SLF001
+        known = Namespace("a thread", "")
+        sleep = sa.select(sa.func.pg_sleep(10).label("slept"))
+        reading = asyncio.create_task(
+            saver._backend.read(lambda connection: connection.fetch(sleep))  # noqa: SLF001
+        )
+        await asyncio.sleep(0.3)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await saver.aget_tuple(config("other"))
+        assert memory.get(known) is not None
+        assert await asyncio.to_thread(end_sessions, url) > 0
+        await saver.aget_tuple(config("other"))
+        assert memory.get(known) is None
+
+
+async def test_a_put_after_an_outage_keeps_the_parents_values_without_a_cache(url: str) -> None:
+    """They are asked for; dumped again, a live object would be what it has become since."""
+    async with create_saver(url, cache_bytes=0) as saver:
+        live = ["x" * 5000]
+        stored = checkpoint("1", {"live": live})
+        stored["channel_versions"]["live"] = "1"
+        at = await saver.aput(THREAD, stored, {}, {"live": "1"})
+        child = checkpoint("2", {"live": live})
+        child["channel_versions"]["live"] = "1"
+        holder = await psycopg.AsyncConnection.connect(libpq(url))
+        await holder.execute(b"SELECT FROM checkpointer_threads FOR UPDATE")
+        putting = asyncio.create_task(saver.aput(at, child, {}, {}))
+        await asyncio.sleep(0.3)
+        live.append("changed meanwhile")
+        await holder.close()
+        await asyncio.to_thread(end_sessions, url)
+        saver._backend.store.last.clear()  # noqa: SLF001
+        await putting
+        found = await saver.aget_tuple(THREAD)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"live": ["x" * 5000]}
 
 
 def test_the_error_of_a_busy_database_is_public() -> None:

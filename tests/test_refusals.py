@@ -200,9 +200,7 @@ async def assert_whole_when_full(saver: AsyncSQLAlchemySaver, match: str, free: 
             await put(saver, config(str(number)), "1", a=os.urandom(100_000))
             acknowledged.append(str(number))
     assert len(acknowledged) > 3
-    found = [
-        one.config.get("configurable", {})["thread_id"] async for one in saver.alist(None)
-    ]
+    found = [one.config.get("configurable", {})["thread_id"] async for one in saver.alist(None)]
     assert sorted(found) == sorted(acknowledged)
     assert (await saver.averify()).whole
     free.unlink()

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -105,13 +105,13 @@ async def listed(saver: Saver, where: Any, **options: Any) -> list[Any]:
 async def fill(saver: Saver, mark: Markers, thread: str, run: str) -> Any:
     """A thread with all that there may be in it: chunks, nodes, writes, and an old format."""
     where = config(thread, mark(), checkpoint_ns=mark())
-    first = await saver.aput(where, checkpoint(mark(), {mark(): mark(2000)}), {mark(): mark()}, {})  # type: ignore[misc]
+    first = await put(saver, where, mark(), {mark(): mark()}, **{mark(): mark(2000)})
     metadata = {"run_id": run, "step": 1, "parents": {"": mark()}, mark(): [mark(), {mark(): 1}]}
     stored = await put(saver, first, mark(), metadata, a=mark(300), b=mark())
     writes = [(mark(), mark()), (mark(), mark(300)), (SENDS, mark()), ("__error__", mark())]
     await saver.aput_writes(stored, writes, mark(), mark())
     old: Any = {**checkpoint(mark(), {"a": mark()}), "v": 3}
-    return await saver.aput(stored, old, {"run_id": run}, {})  # type: ignore[typeddict-unknown-key]
+    return await saver.aput(stored, old, cast("Any", {"run_id": run}), {})
 
 
 async def use_everything(saver: Saver, mark: Markers) -> None:
