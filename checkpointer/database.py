@@ -93,7 +93,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._retrying.run_once(partial(self._attempt, self.dialect.put, work))
+        return await self._run(self.dialect.put, work, once=True)
 
     async def inspect(self, work: CoreWork[T]) -> T:
         """Run work that only looks, on SQLAlchemy's own connection.
@@ -119,8 +119,11 @@ class Database:
                 self._disposing = asyncio.create_task(self.engine.dispose())
             await asyncio.shield(self._disposing)
 
-    async def _run(self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W) -> T:
-        return await self._retrying.run(partial(self._attempt, operate, work))
+    async def _run(
+        self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W, *, once: bool = False
+    ) -> T:
+        attempt = partial(self._attempt, operate, work)
+        return await (self._retrying.run_once(attempt) if once else self._retrying.run(attempt))
 
     async def _attempt(self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W) -> T:
         try:

@@ -177,10 +177,9 @@ class Onlooker:
         busy = f"{OTHERS} AND state <> 'idle'"
         await eventually(lambda: not self._connection.execute(busy).fetchall(), "a transaction")
 
-    async def sees_nobody(self) -> None:
-        """No session but this one is left."""
-        if not self._sqlite:
-            await eventually(lambda: not self._connection.execute(OTHERS).fetchall(), "a session")
+    def sessions(self) -> int:
+        """How many sessions there are besides this one, where the database has any."""
+        return 0 if self._sqlite else len(self._connection.execute(OTHERS).fetchall())
 
 
 async def at_rest(saver: Saver, onlooker: Onlooker) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -13,7 +12,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from cancelling import (
     OPERATIONS,
     Cancelling,
@@ -26,7 +24,7 @@ from cancelling import (
     prepare,
 )
 from intensity import INTENSITY
-from schemas import catalog, execute
+from schemas import catalog, execute, held
 from storing import LARGE, config, put, row_counts
 
 from checkpointer import AsyncSQLAlchemySaver, SaverClosedError, create_saver
@@ -35,6 +33,8 @@ from checkpointer.tables import VERSION_TABLE, metadata
 Saver = AsyncSQLAlchemySaver
 Opened = Callable[[], AbstractAsyncContextManager[Saver]]
 Work = Coroutine[Any, Any, object]
+
+THREAD = config()
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -333,7 +333,7 @@ async def test_aclose_that_is_cancelled_at_each_of_its_await_points(
                     break
                 cancelled += 1
     assert cancelled >= (2 if engine_kind == "own" else 1)
-    await onlooker.sees_nobody()
+    await eventually(lambda: onlooker.sessions() == 0, "a session")
     await eventually(lambda: worker_threads() <= threads, "a thread")
 
 
@@ -372,66 +372,53 @@ async def test_calls_that_run_into_a_timeout(
 
 
 @on_sqlite
+@pytest.mark.parametrize("engine_kind", ["own"])
 class TestAFileThatAnotherProcessHolds:
-    @pytest.fixture
-    def engine_kind(self) -> str:
-        return "own"
-
     async def test_what_waited_for_it_and_was_cancelled_does_not_happen_afterwards(
         self, opened: Opened, migrated_url: str, onlooker: Onlooker
     ) -> None:
         async with opened() as saver:
-            await put(saver, config(), "1", a=LARGE)
+            await put(saver, THREAD, "1", a=LARGE)
             stored = row_counts(migrated_url)
-            with closing(held(migrated_url)):
+            with held(migrated_url, "a thread"):
                 started = time.monotonic()
-                calls = [
-                    asyncio.create_task(one)
-                    for one in (
-                        saver.adelete_thread("a thread"),
-                        saver.acopy_thread("a thread", "b"),
-                    )
-                ]
-                await asyncio.wait(calls, timeout=0.2)
-                for one in calls:
+                deletion = asyncio.create_task(saver.adelete_thread("a thread"))
+                copy = asyncio.create_task(saver.acopy_thread("a thread", "a copy"))
+                await asyncio.wait([deletion, copy], timeout=0.2)
+                for one in (deletion, copy):
                     one.cancel()
-                ended = await asyncio.gather(*calls, return_exceptions=True)
-                assert [type(one) for one in ended] == [asyncio.CancelledError] * 2
+                await asyncio.wait([deletion, copy])
+                assert deletion.cancelled()
+                assert copy.cancelled()
                 assert time.monotonic() - started < 5, "a cancellation waited for the file"
             await at_rest(saver, onlooker)
             assert row_counts(migrated_url) == stored
 
-    async def test_its_connection_is_used_by_nobody_else_until_it_ends(
+    async def test_its_connections_are_used_by_nobody_else_until_it_is_free(
         self, opened: Opened, migrated_url: str, onlooker: Onlooker
     ) -> None:
         async with opened() as saver:
-            await put(saver, config(), "1", a=LARGE)
-            with closing(held(migrated_url)):
+            await put(saver, THREAD, "1", a=LARGE)
+            with held(migrated_url, "a thread"):
                 for _ in range(5):
                     with pytest.raises(TimeoutError):
                         await asyncio.wait_for(saver.adelete_thread("a thread"), 0.05)
                 async with asyncio.timeout(5):
-                    assert await saver.aget_tuple(config()) is not None
+                    for _ in range(20):
+                        assert await saver.aget_tuple(THREAD) is not None
             await at_rest(saver, onlooker)
 
-    async def test_aclose_waits_for_what_was_cancelled(
+    async def test_the_end_waits_for_what_was_cancelled(
         self, opened: Opened, migrated_url: str
     ) -> None:
         threads = worker_threads()
-        with closing(held(migrated_url)) as holder:
-            async with opened() as saver:
+        async with opened() as saver:
+            await put(saver, THREAD, "1")
+            with held(migrated_url, "a thread"):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(saver.adelete_thread("a thread"), 0.1)
                 end = asyncio.create_task(saver.aclose())
                 done, _ = await asyncio.wait([end], timeout=0.2)
                 assert not done
-                holder.close()
-                await end
+            await end
         await eventually(lambda: worker_threads() <= threads, "a thread")
-
-
-def held(url: str) -> sqlite3.Connection:
-    """A connection that holds the file's write lock until it is closed."""
-    connection = sqlite3.connect(sa.make_url(url).database or "", isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    return connection

@@ -197,8 +197,7 @@ class TestALoopThatEnds:
                 works += [_reading(saver, one.thread) for one in some]
                 works.append(_pruning(saver))
                 tasks = [asyncio.create_task(one) for one in works]
-                while sum(len(one.ids) for one in some) < turn:
-                    await asyncio.sleep(0)
+                await eventually(lambda: sum(len(one.ids) for one in some) >= turn, "a put")
                 for _ in range(turn):
                     await asyncio.sleep(0)
                 assert not any(one.done() for one in tasks)
@@ -224,8 +223,7 @@ class TestALoopThatEnds:
         async def main() -> None:
             async with create_saver(migrated_url) as saver:
                 tasks = [asyncio.create_task(work(saver, one)) for one in some]
-                while sum(len(one.ids) for one in some) < 20:
-                    await asyncio.sleep(0)
+                await eventually(lambda: sum(len(one.ids) for one in some) >= 20, "puts")
                 assert len(tasks) == 5
                 raise Stopped
 
@@ -561,16 +559,15 @@ class TestForks:
             acknowledged = Acknowledged("parent")
             task = asyncio.create_task(acknowledged.run(saver))
             for number in range(3):
-                while len(acknowledged.ids) < 10 * number + 5:
-                    await asyncio.sleep(0)
+                count = len(acknowledged.ids)
+                await eventually(lambda: len(acknowledged.ids) > count + 5, "puts")  # noqa: B023
                 own = create_saver(migrated_url)
                 answer = answer_of_fork(lambda: run(put_and_list_async(own, number)))  # noqa: B023
                 assert answer == "['1']"
                 answer = answer_of_fork(lambda: put_and_list(create_saver(migrated_url), "sync"))
                 assert answer == "['1']"
             count = len(acknowledged.ids)
-            while len(acknowledged.ids) < count + 20:
-                await asyncio.sleep(0)
+            await eventually(lambda: len(acknowledged.ids) > count + 20, "puts")
             task.cancel()
             await asyncio.wait([task])
             assert (await ids(saver, "parent"))[: len(acknowledged.ids)] == acknowledged.ids
@@ -674,8 +671,9 @@ class TestSaversThatNobodyCloses:
             await asyncio.gather(*(ids(saver, n) for n in range(3)))
 
         await use()
-        await eventually(lambda: open_connections() == before, "a connection")
-        await onlooker.sees_nobody()
+        await eventually(
+            lambda: (open_connections(), onlooker.sessions()) == (before, 0), "a connection"
+        )
         onlooker.close()
         assert await stored_ids(migrated_url, 2) == ["1"]
 

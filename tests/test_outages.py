@@ -115,7 +115,7 @@ class Acknowledged:
 
 
 def _key(found: CheckpointTuple) -> tuple[str, str]:
-    at = found.config["configurable"]
+    at = found.config.get("configurable", {})
     return at["thread_id"], at["checkpoint_id"]
 
 
@@ -144,6 +144,7 @@ async def test_agents_outlive_restarts_of_the_server(
     async with create_saver(with_driver(url, driver)) as saver:
         acknowledged = Acknowledged(saver)
         agents = asyncio.create_task(run_agents(saver, 40))
+        before = 0
         for _ in range(2):
             await asyncio.sleep(1)
             assert not agents.done()
