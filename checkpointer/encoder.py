@@ -60,7 +60,8 @@ class Encoder:
         self._cuts: list[Cut] = []
         self.size = 0
 
-    def _dump(self, value: Any, what: str) -> Dumped:
+    def _dump(self, value: Any, what: str, name: str | None = None) -> Dumped:
+        """Dump a value, which errors call by what it is, and by its name if it has one."""
         try:
             type_, data = self._serde.dumps_typed(value)
             if not isinstance(type_, str) or not isinstance(data, (bytes, bytearray, memoryview)):
@@ -68,21 +69,20 @@ class Encoder:
                     f"found ({type(type_).__name__}, {type(data).__name__}), expected (str, bytes)"
                 )
         except Exception as exc:
+            found = _named(what, name)
             raise SerializationError(
-                f"thread {self._key.thread_id!r}: found {what} of type {type(value).__name__}, "
+                f"thread {self._key.thread_id!r}: found {found} of type {type(value).__name__}, "
                 f"expected a value that the serde can dump: {exc}; nothing was stored. Use another "
                 f"value, or pass create_saver(serde=...) a serde that can dump it"
             ) from exc
         if len(data) > MAX_SIZE:
             raise InvalidInputError(
-                f"thread {self._key.thread_id!r}: found {what} of {len(data)} bytes, expected at "
-                f"most {MAX_SIZE}; nothing was stored. Store it elsewhere, and its place here"
+                f"thread {self._key.thread_id!r}: found {_named(what, name)} of {len(data)} bytes, "
+                f"expected at most {MAX_SIZE}; nothing was stored. Store it elsewhere, and its "
+                f"place here"
             )
         self.size += len(data)
         return identifier("type tag", type_, self._dialect), bytes(data)
-
-    def _dump_channel(self, name: str, value: Any) -> Dumped:
-        return self._dump(value, f"channel {quoted(name)}")
 
     def _body(self, dumped: Dumped) -> Known:
         """A part that hardly ever repeats."""
@@ -141,7 +141,9 @@ class Encoder:
         kept = known.unchanged(versions, new_versions) if is_parent else {}
         values = self._values(checkpoint)
         names = list(values)
-        new = {name: self._dump_channel(name, values[name]) for name in names if name not in kept}
+        new = {
+            name: self._dump(values[name], "channel", name) for name in names if name not in kept
+        }
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         parts = [self._dump(body, "the checkpoint"), self._dump(metadata, "the metadata")]
         version = _version(checkpoint)
@@ -203,7 +205,7 @@ class Encoder:
         check_key(key["checkpoint_ns"], key["checkpoint_id"], key["task_id"])
         for position, (given, value) in enumerate(_pairs(writes)):
             channel = channel_name(given, self._dialect)
-            dumped, _ = self._body(self._dump(value, f"the write to {quoted(channel)}"))
+            dumped, _ = self._body(self._dump(value, "the write to", channel))
             idx = WRITES_IDX_MAP.get(channel, position)
             row = {
                 **key,
@@ -217,6 +219,10 @@ class Encoder:
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)
+
+
+def _named(what: str, name: str | None) -> str:
+    return what if name is None else f"{what} {quoted(name)}"
 
 
 def _copy_of(checkpoint: Mapping[str, Any], part: str) -> dict[Any, Any]:

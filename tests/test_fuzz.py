@@ -250,29 +250,33 @@ THREAD, FIRST = config(), config(checkpoint_id="1")
 async def put_parts(saver: Saver, metadata: Any = None, versions: Any = None, **parts: Any) -> None:
     """Put a checkpoint with some parts of another shape."""
     stored: Any = {**checkpoint("1", {"a": 1}), **parts}
-    await saver.aput(THREAD, stored, metadata or {}, {} if versions is None else versions)
+    described: Any = metadata or {}
+    await saver.aput(THREAD, stored, described, {} if versions is None else versions)
 
 
-SHAPES: list[Any] = [None, 7, "text", b"bytes", [], [("a", 1)], ("a",), object()]
+SEVEN: Any = 7
+SHAPES: list[Any] = [None, SEVEN, "text", b"bytes", [], [("a", 1)], ("a",), object()]
 MISSHAPEN: dict[str, Callable[[Saver, Any], Awaitable[object]]] = {
     "config to get": lambda saver, shape: saver.aget_tuple(shape),
     "configurable": lambda saver, shape: saver.aget_tuple({"configurable": shape}),
     "config to put": lambda saver, shape: put(saver, shape, "1"),
-    "config's metadata": lambda saver, shape: put(saver, {**THREAD, "metadata": shape or 7}, "1"),
-    "config to list": lambda saver, shape: listed(saver, shape or 7),
-    "config to list before": lambda saver, shape: listed(saver, THREAD, before=shape or 7),
+    "config's metadata": lambda saver, shape: put(
+        saver, {**THREAD, "metadata": shape or SEVEN}, "1"
+    ),
+    "config to list": lambda saver, shape: listed(saver, shape or SEVEN),
+    "config to list before": lambda saver, shape: listed(saver, THREAD, before=shape or SEVEN),
     "checkpoint": lambda saver, shape: saver.aput(THREAD, shape, {}, {}),
     "channel values": lambda saver, shape: put_parts(saver, channel_values=shape),
     "channel versions": lambda saver, shape: put_parts(saver, channel_versions=shape),
-    "checkpoint's metadata": lambda saver, shape: put_parts(saver, shape or 7),
-    "new versions": lambda saver, shape: put_parts(saver, versions=shape or 7),
-    "writes": lambda saver, shape: saver.aput_writes(FIRST, shape or 7, "a task"),
+    "checkpoint's metadata": lambda saver, shape: put_parts(saver, shape or SEVEN),
+    "new versions": lambda saver, shape: put_parts(saver, versions=shape or SEVEN),
+    "writes": lambda saver, shape: saver.aput_writes(FIRST, shape or SEVEN, "a task"),
     "a write": lambda saver, shape: saver.aput_writes(FIRST, [shape], "a task"),
     "channel names": lambda saver, shape: saver.aget_delta_channel_history(
-        config=THREAD, channels=shape or 7
+        config=THREAD, channels=shape or SEVEN
     ),
-    "run ids": lambda saver, shape: saver.adelete_for_runs(shape or 7),
-    "thread ids": lambda saver, shape: saver.aprune(shape or 7),
+    "run ids": lambda saver, shape: saver.adelete_for_runs(shape or SEVEN),
+    "thread ids": lambda saver, shape: saver.aprune(shape or SEVEN),
     "strategy": lambda saver, shape: saver.aprune(["1"], strategy=shape),
 }
 RIGHT = {"writes": [("a", 1)], "channel names": ("a",), "run ids": ("a",), "thread ids": ("a",)}
