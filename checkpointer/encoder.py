@@ -141,9 +141,8 @@ class Encoder:
         kept = known.unchanged(versions, new_versions) if is_parent else {}
         values = self._values(checkpoint)
         names = list(values)
-        new = {
-            name: self._dump(values[name], "channel", name) for name in names if name not in kept
-        }
+        changed = [one for one in names if one not in kept]
+        new = {name: self._dump(values[name], "channel", name) for name in changed}
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         parts = [self._dump(body, "the checkpoint"), self._dump(metadata, "the metadata")]
         version = _version(checkpoint)

@@ -14,6 +14,7 @@ from checkpointer.database import PATIENCE, Database
 from checkpointer.engine import create_engine, resolve_url
 from checkpointer.errors import ConfigurationError
 from checkpointer.limits import TIMEOUT
+from checkpointer.quoting import quoted
 from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.serde import StrictSerializer
 
@@ -64,10 +65,10 @@ def create_saver(  # noqa: PLR0913 - one argument an option
         serde = StrictSerializer(allowed_types)
     if cache_bytes < 0:
         raise ConfigurationError(f"found cache_bytes={cache_bytes}, expected 0 or more bytes")
-    if not 0 <= patience < inf:
-        raise ConfigurationError(f"found patience={patience}, expected 0 or more seconds")
-    if not 0 < timeout < inf:
-        raise ConfigurationError(f"found timeout={timeout}, expected more than 0 seconds")
+    if not isinstance(patience, int | float) or not 0 <= patience < inf:
+        raise ConfigurationError(f"found patience={quoted(patience)}, expected 0 or more seconds")
+    if not isinstance(timeout, int | float) or not 0 < timeout < inf:
+        raise ConfigurationError(f"found timeout={quoted(timeout)}, expected more than 0 seconds")
     if isinstance(url_or_engine, AsyncEngine):
         if engine_options:
             raise ConfigurationError(

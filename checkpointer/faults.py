@@ -49,6 +49,11 @@ _POOLER_MEND: Final = (
     "(asyncpg) or connect_args={'prepare_threshold': None} (psycopg)"
 )
 
+_AWAY_MEND: Final = (
+    "see that the server runs, and check the URL's host and port; with psycopg, which does not "
+    "tell them apart, also its database, user and password"
+)
+
 _STATE_MENDS: Final = {
     "26000": _POOLER_MEND,  # invalid_sql_statement_name
     "42P05": _POOLER_MEND,  # duplicate_prepared_statement
@@ -73,8 +78,9 @@ _CODE_MENDS: Final = {
     sqlite3.SQLITE_FULL: "free space on the disk; nothing was stored",
     sqlite3.SQLITE_IOERR: "look at the disk's state and free space; nothing was stored",
     sqlite3.SQLITE_NOTADB: "the URL names a file of another kind",
-    sqlite3.SQLITE_READONLY: "let this process write to the file and to its directory; reading "
-    "works as it is",
+    sqlite3.SQLITE_READONLY: "let this process write to the file and to its directory; "
+    "what cannot be written is read as it is, or by "
+    "sqlite:///file:PATH?mode=ro&immutable=1&uri=true where the directory cannot be written either",
 }
 
 
@@ -121,6 +127,8 @@ def translated(exc: Exception, where: str) -> DatabaseError:
     """
     fault, error = fault_of(exc), _original(exc)
     mend = _mend(error)
+    if fault is Fault.AWAY and not _state(error) and not isinstance(error, TimeoutError):
+        mend = _AWAY_MEND
     reason = f"{type(error).__name__}: {error}"
     return _ERRORS[fault](
         f"the database {where} {fault.value}: {reason}{'; ' if mend else ''}{mend}"

@@ -37,6 +37,10 @@ _CONNECTION: Final = "checkpointer_connection"
 """Where a pooled connection keeps its `WorkerConnection`."""
 
 
+def _any_text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
+
+
 class WorkerConnection(DriverConnection):
     """A connection of the sqlite3 module, inside the thread that it belongs to."""
 
@@ -53,9 +57,23 @@ class WorkerConnection(DriverConnection):
             sqlalchemy.exc.DBAPIError: The database refused or failed.
         """
         try:
-            return self._cursor.execute(sql, values).fetchall()
+            return self._fetched(sql, values)
         except sqlite3.Error as exc:
             raise sa_exc.DBAPIError(None, None, exc) from exc
+
+    def _fetched(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+        try:
+            return self._cursor.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as exc:
+            if hasattr(exc, "sqlite_errorcode") or self.raw.text_factory is not str:
+                raise
+        # The module's own error: text that is not UTF-8, where damage has put it. Whoever reads
+        # the row tells what is wrong with it, and the other rows stay readable.
+        self.raw.text_factory = _any_text
+        try:
+            return self._cursor.execute(sql, values).fetchall()
+        finally:
+            self.raw.text_factory = str
 
     def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each row of values.

@@ -1,6 +1,7 @@
 """How long the tests run that show more the longer they run: kills, races, load.
 
-Full on CI and with `CHECKPOINTER_TEST_FULL=1`; short otherwise, so that `make test` stays quick.
+Full with `CHECKPOINTER_TEST_FULL=1`, which takes most of an hour on two cores; a part of that on CI;
+short otherwise, so that `make test` stays quick.
 """
 
 import os
@@ -49,6 +50,19 @@ SHORT = Intensity(
     timeouts=6,
 )
 
+ON_CI = Intensity(
+    kills=30,
+    race_seconds=12,
+    shared_file_seconds=8,
+    verify_seconds=5,
+    fuzz_runs=20_000,
+    each_way=False,
+    timeouts=8,
+)
+
 FULL_VARIABLE = "CHECKPOINTER_TEST_FULL"
 
-INTENSITY = FULL if os.environ.get("CI") or os.environ.get(FULL_VARIABLE) == "1" else SHORT
+if os.environ.get(FULL_VARIABLE) == "1":
+    INTENSITY = FULL
+else:
+    INTENSITY = ON_CI if os.environ.get("CI") else SHORT

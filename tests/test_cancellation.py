@@ -155,10 +155,10 @@ async def assert_whole(saver: Saver) -> None:
 
 def ways(of: tuple[Way, ...], engine_kind: str) -> Iterator[tuple[Way, Iterator[int]]]:
     """Ways to cancel, with the points at which to; all of them, or each point in one way."""
-    if INTENSITY.each_way and engine_kind not in {"given", "watched"}:
-        yield from ((way, count(1)) for way in of)
-    else:
-        yield from ((way, count(start, len(of))) for start, way in enumerate(of, 1))
+    every = INTENSITY.each_way and engine_kind not in {"given", "watched"}
+    for start, way in enumerate(of, 1):
+        # Tasks that have never begun are few, and counted by themselves.
+        yield way, count(1) if every or way is Way.NEVER_BEGUN else count(start, len(of))
 
 
 @on_each_engine

@@ -322,7 +322,9 @@ async def test_a_database_that_is_not_there_is_named_with_its_mend(
             await saver.aget_tuple(THREAD)
 
 
-@pytest.mark.parametrize("options", [{"patience": -1}, {"patience": float("inf")}, {"timeout": 0}])
-def test_times_that_cannot_be_are_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"patience": -1}, {"patience": float("inf")}, {"patience": "1"}, {"timeout": 0}]
+)
+def test_times_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"found {next(iter(options))}=.*expected"):
         create_saver("sqlite://", **options)  # type: ignore[arg-type]
