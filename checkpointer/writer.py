@@ -27,7 +27,7 @@ class Writer:
     """Commits puts in batches, over all threads.
 
     An idle writer starts at once, without a timer. A put that fails, fails alone: its batch is run
-    again, one by one. Where others may hold a single thread, what cannot be stored now is tried
+    again in halves. Where others may hold a single thread, what cannot be stored now is tried
     again thread by thread, beside the batches that follow. Cancelling a caller takes its put back
     unless an attempt to store it is under way, which is left to finish.
     """
@@ -135,8 +135,9 @@ class Writer:
             return
         except Exception as exc:  # noqa: BLE001 - whatever it is, it belongs to the callers
             if len(batch) > 1:
-                for one in batch:
-                    await self._commit([one])
+                middle = len(batch) // 2
+                await self._commit(batch[:middle])
+                await self._commit(batch[middle:])
             else:
                 _fail(batch, exc)
             return
