@@ -232,6 +232,15 @@ async def listed(saver: Saver, key: str) -> object:
     return [one async for one in saver.alist(config(key))]
 
 
+async def read_at_once(saver: Saver, key: str) -> object:
+    """Several reads, of which SQLite's share their hops to a thread."""
+
+    async def read() -> object:
+        return await saver.aget_tuple(config(key))
+
+    return await asyncio.gather(*(read() for _ in range(6)))
+
+
 def both(key: str) -> Sequence[str]:
     """Both threads of a key."""
     return [key, other(key)]
@@ -239,6 +248,7 @@ def both(key: str) -> Sequence[str]:
 
 OPERATIONS: dict[str, Operation] = {
     "aget_tuple": Operation(lambda saver, key: saver.aget_tuple(config(key))),
+    "aget_tuple, at once": Operation(read_at_once),
     "alist": Operation(listed),
     "aput": Operation(
         lambda saver, key: put(saver, config(key, "2"), "3", a=[*LARGE, "new" * 3000], b=3),

@@ -36,7 +36,7 @@ FULL = Intensity(
     race_seconds=60,
     shared_file_seconds=30,
     verify_seconds=15,
-    fuzz_runs=50_000,
+    fuzz_runs=30_000,
     each_way=True,
     timeouts=25,
 )
@@ -51,13 +51,13 @@ SHORT = Intensity(
 )
 
 ON_CI = Intensity(
-    kills=30,
-    race_seconds=12,
-    shared_file_seconds=8,
-    verify_seconds=5,
-    fuzz_runs=20_000,
+    kills=20,
+    race_seconds=8,
+    shared_file_seconds=6,
+    verify_seconds=3,
+    fuzz_runs=10_000,
     each_way=False,
-    timeouts=8,
+    timeouts=6,
 )
 
 FULL_VARIABLE = "CHECKPOINTER_TEST_FULL"

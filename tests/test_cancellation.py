@@ -153,24 +153,29 @@ async def assert_whole(saver: Saver) -> None:
     assert found.whole, found.problems
 
 
-def ways(of: tuple[Way, ...], engine_kind: str) -> Iterator[tuple[Way, Iterator[int]]]:
-    """Ways to cancel, with the points at which to; all of them, or each point in one way."""
-    every = INTENSITY.each_way and engine_kind not in {"given", "watched"}
+def ways(of: tuple[Way, ...], *, each: bool) -> Iterator[tuple[Way, Iterator[int]]]:
+    """Ways to cancel, with the points at which to; each way at all of them, or at some."""
     for start, way in enumerate(of, 1):
         # Tasks that have never begun are few, and counted by themselves.
-        yield way, count(1) if every or way is Way.NEVER_BEGUN else count(start, len(of))
+        yield way, count(1) if each or way is Way.NEVER_BEGUN else count(start, len(of))
+
+
+@pytest.fixture
+def each_way(engine_kind: str) -> bool:
+    """Whether to cancel at each point in each way."""
+    return INTENSITY.each_way and engine_kind not in {"given", "watched"}
 
 
 @on_each_engine
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_a_call_that_is_cancelled_at_each_of_its_await_points(
-    name: str, engine_kind: str, opened: Opened, onlooker: Onlooker
+    name: str, opened: Opened, onlooker: Onlooker, *, each_way: bool
 ) -> None:
     cancelled = 0
     async with opened() as saver, opened() as healthy:
         await put(saver, config("x"), "1")
         checks = Checks(name, onlooker, healthy)
-        for way, points in ways(FROM_OUTSIDE, engine_kind):
+        for way, points in ways(FROM_OUTSIDE, each=each_way):
             for point in points:
                 cancelling = Cancelling(way, point)
                 raised = await checks.run(saver, f"{way.value} {point}", cancelling.run)
@@ -186,13 +191,13 @@ async def test_a_call_that_is_cancelled_at_each_of_its_await_points(
 @on_each_driver
 @pytest.mark.parametrize("name", ["aget_tuple", "aput", "adelete_thread"])
 async def test_a_savers_first_call_that_is_cancelled_at_each_of_its_await_points(
-    name: str, engine_kind: str, opened: Opened, onlooker: Onlooker
+    name: str, opened: Opened, onlooker: Onlooker, *, each_way: bool
 ) -> None:
     """It connects, and checks the schema."""
     cancelled = 0
     async with opened() as healthy:
         checks = Checks(name, onlooker, healthy)
-        for way, points in ways(FROM_OUTSIDE, engine_kind):
+        for way, points in ways(FROM_OUTSIDE, each=each_way):
             for point in points:
                 cancelling = Cancelling(way, point)
                 async with opened() as saver:
@@ -229,13 +234,13 @@ def from_inside(cancelling: Cancelling) -> Callable[[Work], Work]:
     indirect=["database_kind"],
 )
 async def test_the_packages_own_tasks_that_are_cancelled_at_each_of_their_await_points(
-    name: str, engine_kind: str, opened: Opened, onlooker: Onlooker
+    name: str, opened: Opened, onlooker: Onlooker, *, each_way: bool
 ) -> None:
     """As a loop that closes cancels them; and as only it does."""
     cancelled = 0
     async with opened() as healthy:
         checks = Checks(name, onlooker, healthy)
-        for way, points in ways(FROM_INSIDE, engine_kind):
+        for way, points in ways(FROM_INSIDE, each=each_way):
             for point in points:
                 cancelling = Cancelling(way, point)
                 async with opened() as saver:
@@ -260,7 +265,7 @@ async def test_the_packages_own_tasks_that_are_cancelled_at_each_of_their_await_
     indirect=["database_kind"],
 )
 async def test_setup_that_is_cancelled_at_each_of_its_await_points(
-    engine_kind: str, opened: Opened, database_url: str, *, inside: bool
+    opened: Opened, database_url: str, *, inside: bool, each_way: bool
 ) -> None:
     nothing = catalog(database_url)
     async with opened() as saver:
@@ -268,7 +273,7 @@ async def test_setup_that_is_cancelled_at_each_of_its_await_points(
     everything = catalog(database_url)
     assert everything != nothing
     seen = []
-    for way, points in ways(FROM_INSIDE if inside else FROM_OUTSIDE, engine_kind):
+    for way, points in ways(FROM_INSIDE if inside else FROM_OUTSIDE, each=each_way):
         for point in points:
             drop_schema(database_url)
             cancelling = Cancelling(way, point)
@@ -305,7 +310,7 @@ async def test_aclose_that_is_cancelled_at_each_of_its_await_points(
     cancelled = 0
     threads = worker_threads()
     async with opened() as healthy:
-        for way, points in ways(FROM_OUTSIDE, engine_kind):
+        for way, points in ways(FROM_OUTSIDE, each=True):
             for point in points:
                 key = f"{way.value} {point}"
                 cancelling = Cancelling(way, point)
@@ -338,9 +343,7 @@ async def listed(saver: Saver, thread_id: object) -> list[Any]:
 
 
 @on_each_driver
-async def test_calls_that_run_into_a_timeout(
-    engine_kind: str, opened: Opened, onlooker: Onlooker
-) -> None:
+async def test_calls_that_run_into_a_timeout(opened: Opened, onlooker: Onlooker) -> None:
     moments = random.Random(1)  # noqa: S311 - not a secret
     ended = {True: 0, False: 0}
     async with opened() as saver, opened() as healthy:

@@ -32,7 +32,10 @@ from checkpointer.serde import LosslessSerializer
 Saver = AsyncSQLAlchemySaver
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=min(settings().max_examples, 60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 async def listed(saver: Saver, where: Any, **options: Any) -> list[Any]:

@@ -412,7 +412,10 @@ plain = st.recursive(
 encodings = st.sampled_from(["msgpack", "bytes", "null", "json", "pickle", ""])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=min(settings().max_examples, 60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 async def test_any_sealed_manifest_is_read_or_is_damage(
     stored: Stored, data: st.DataObject
