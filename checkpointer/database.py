@@ -1,13 +1,14 @@
 """An engine, and the one way to run work on it: attempts, retries and errors of ours."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
@@ -48,6 +49,11 @@ class Database:
         self.owned = owned
         self.dialect = dialect_of(engine, timeout=timeout)
         self._where = shown(engine.url)
+        pool = cast("Any", engine.sync_engine.pool)
+        bounded = isinstance(pool, QueuePool) and pool._max_overflow >= 0  # noqa: SLF001
+        fair = bounded and self.dialect.locks_rows
+        connections = pool.size() + pool._max_overflow if fair else 0  # noqa: SLF001
+        self._turns = asyncio.Semaphore(connections) if fair else None
         self._retrying = Retrying(self._where, patience)
         self._disposing: asyncio.Task[None] | None = None
 
@@ -127,12 +133,35 @@ class Database:
 
     async def _attempt(self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W) -> T:
         try:
-            return await operate(self.engine, work)
+            async with self._turn():
+                return await operate(self.engine, work)
         except (sa_exc.SQLAlchemyError, OSError) as exc:
             error = translated(exc, self._where)
             if needs_new_connections(exc):
                 self._renew_connections()
             raise error from exc
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Ask the pool for a connection when it may have one, in the order of asking.
+
+        Its own queue is not fair: callers that work in a loop keep another one waiting.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: Others took too long.
+        """
+        if self._turns is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self.dialect.timeout if self._turns.locked() else None):
+                await self._turns.acquire()
+        except TimeoutError as exc:
+            raise sa_exc.TimeoutError("found no connection that became free, expected one") from exc
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _renew_connections(self) -> None:
         """Replace what the pool has, at the next checkout: it is from before, perhaps half open.
