@@ -101,6 +101,7 @@ class Load:
         ]
         self._idle = list(self.threads)
         self._pruned = cycle(range(0, threads, PRUNED_AT_ONCE))
+        self._by_prune = cycle((False, True))
         self._over = asyncio.Event()
 
     async def stock(self) -> None:
@@ -196,11 +197,7 @@ class Load:
                 if thread.spoiled:
                     await self._begin_anew(thread)
                 self._compare(thread, await self.saver.aget_tuple(config_of(thread.thread_id)))
-                before, run_id = self.ledger.last(thread.thread_id), thread.run_id
-                await self._turn(thread)
-                if thread.turns >= thread.kind.life:
-                    await self._take_back(thread, run_id, before)
-                    await self._begin_anew(thread)
+                await self._live(thread)
 
     async def _stock(self, kind: Kind) -> None:
         ageing = Thread(f"ageing {kind.name}", kind)
@@ -212,8 +209,15 @@ class Load:
                     self.ledger.copy(ageing.thread_id, thread.thread_id)
                     thread.turns = age
                     self._compare(thread, await self.saver.aget_tuple(config_of(thread.thread_id)))
-                await self._turn(ageing)
-            await self._begin_anew(ageing)
+                await self._live(ageing)
+
+    async def _live(self, thread: Thread) -> None:
+        """Do a thread's next turn. The last of a life is taken back, and the thread begins anew."""
+        before, run_id = self.ledger.last(thread.thread_id), thread.run_id
+        await self._turn(thread)
+        if thread.turns >= thread.kind.life:
+            await self._take_back(thread, run_id, before)
+            await self._begin_anew(thread)
 
     async def _turn(self, thread: Thread) -> None:
         kind, run_id = thread.kind, thread.run_id
@@ -246,10 +250,10 @@ class Load:
         thread.spoiled = False
 
     async def _delete(self, thread_id: str) -> None:
-        if self._random.random() < 0.5:  # noqa: PLR2004 - the two ways to do it take turns
-            await self.saver.adelete_thread(thread_id)
-        else:
+        if next(self._by_prune):
             await self.saver.aprune([thread_id], strategy="delete")
+        else:
+            await self.saver.adelete_thread(thread_id)
         if await self.saver.aget_tuple(config_of(thread_id)) is not None:
             self.losses.add(f"{thread_id}: found a checkpoint after the thread was deleted")
 

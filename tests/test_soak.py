@@ -150,9 +150,11 @@ def test_whatever_leaks_is_told(
         await method(self, *args)
         if args[1].startswith("copy"):
             kept.append(asyncio.create_task(asyncio.sleep(3600)))
-            thread = threading.Thread(target=end.wait)
-            thread.start()
-            kept.append((thread, (tmp_path / "leak").open("w")))
+            # So many, because a slow disk leaves time for a few copies only.
+            for _ in range(10):
+                thread = threading.Thread(target=end.wait)
+                thread.start()
+                kept.append((thread, (tmp_path / "leak").open("w")))
         elif not connections:
             connections.append(await self.engine.connect())
 
