@@ -87,11 +87,12 @@ class Soaked:
     def growth(self, figure: Callable[[Held], int]) -> float:
         """By how much a figure has grown since the warm-up, by the line through all rests.
 
-        Nothing where a round did not end, so that there is no line: that is an error of its own.
+        Nothing where no operation was done between them, so that there is no line: a round that did
+        not end is an error of its own.
         """
-        if len(self.warm) < 2:  # noqa: PLR2004 - points of a line
-            return 0.0
         operations = [one.operations for one in self.warm]
+        if operations[0] == operations[-1]:
+            return 0.0
         line = linear_regression(operations, [figure(one) for one in self.warm])
         return line.slope * (operations[-1] - operations[0])
 

@@ -147,8 +147,8 @@ class Maintenance(SyncTwins):
         verify = partial(verification.verify_thread, store=store, thread_id=thread_id)
         try:
             found = await self._backend.read_snapshot(partial(verify, id_of=self._id_of))
-        except DatabaseError as exc:
-            if not means_damage(exc):
+        except (DatabaseError, DamagedDataError) as exc:
+            if isinstance(exc, DatabaseError) and not means_damage(exc):
                 raise
             problem = Problem(ProblemKind.UNREADABLE_THREAD, thread_id, detail=str(exc))
             return Verification(threads=1, problems=(problem,))

@@ -17,6 +17,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from checkpointer.errors import DamagedDataError
 from checkpointer.execution import DriverConnection, not_free
 from checkpointer.owners import check_not_inherited, note_open_file
 from checkpointer.projection import contains_json
@@ -54,12 +55,19 @@ class WorkerConnection(DriverConnection):
         """Run a statement; its rows.
 
         Raises:
+            DamagedDataError: A value that was read as a key cannot be one.
             sqlalchemy.exc.DBAPIError: The database refused or failed.
         """
         try:
             return self._fetched(sql, values)
         except sqlite3.Error as exc:
             raise sa_exc.DBAPIError(None, None, exc) from exc
+        except UnicodeEncodeError as exc:
+            # What a caller gives was checked. This was read, by way of `_any_text`.
+            raise DamagedDataError(
+                f"found the key {exc.object!r} in the database, expected text in UTF-8; restore "
+                f"its row from a backup, or delete the thread with adelete_thread"
+            ) from exc
 
     def _fetched(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
         try:

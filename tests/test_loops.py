@@ -332,10 +332,15 @@ class TestCtrlC:
         main = threading.main_thread()
         assert threading.current_thread() is main
         press = threading.Timer(0.3, lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT))
-        press.start()
-        with pytest.raises(KeyboardInterrupt):
-            yield
-        press.join()
+        # A shell has the programs that it starts in the background ignore the signal.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            press.start()
+            with pytest.raises(KeyboardInterrupt):
+                yield
+            press.join()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_in_a_put(self, migrated_url: str) -> None:
         with create_saver(migrated_url) as saver:

@@ -608,11 +608,16 @@ async def test_what_many_checkpoints_share_is_followed_once(
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("column", ["metadata", "checkpoint_id"])
-async def test_a_thread_whose_rows_the_database_cannot_give_is_told_and_others_are_verified(
-    saver: Saver, migrated_url: str, column: str
+@pytest.mark.parametrize(
+    ("column", "kind", "detail"),
+    [
+        ("metadata", ProblemKind.UNDECODABLE_METADATA, "Expecting value"),
+        ("checkpoint_id", ProblemKind.UNREADABLE_THREAD, r"\udcff"),
+    ],
+)
+async def test_text_that_is_no_utf_8_is_told_and_other_threads_are_verified(
+    saver: Saver, migrated_url: str, column: str, kind: ProblemKind, detail: str
 ) -> None:
-    """Text that is no UTF-8 stands for any damage below the rows; others cannot be made by SQL."""
     for thread in ("a", "b", "c"):
         await put(saver, config(thread), "1", messages=noise(1))
     execute(
@@ -624,10 +629,18 @@ async def test_a_thread_whose_rows_the_database_cannot_give_is_told_and_others_a
     found = await saver.averify()
 
     told = [(one.kind, one.thread_id) for one in found.problems]
-    assert told[0] == (ProblemKind.UNREADABLE_THREAD, "b")
+    assert told[0] == (kind, "b")
     assert set(told[1:]) == {(MISSING, "c")}
-    assert "UTF-8" in found.problems[0].detail
+    assert detail in found.problems[0].detail
     assert (found.threads, found.whole) == (3, False)
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_a_key_that_is_no_utf_8_is_damage_to_a_list(saver: Saver, migrated_url: str) -> None:
+    await put(saver, THREAD, "1")
+    execute(migrated_url, f"UPDATE {CHECKPOINTS} SET checkpoint_id = CAST(X'ff' AS TEXT)")
+    with pytest.raises(DamagedDataError, match=r"'\\udcff'.*adelete_thread"):
+        [one async for one in saver.alist(THREAD)]
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
