@@ -72,6 +72,10 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return replace
 
 
+# What is told is the same on each database.
+on_one_database = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+
+
 def missed(figures: dict[str, Any]) -> set[str]:
     return {one["what"] for one in figures["verdicts"] if not one["reached"]}
 
@@ -93,6 +97,7 @@ def test_a_sound_saver_falls_short_of_nothing(soak: Soak, database_kind: str) ->
     assert "fell short" not in output
 
 
+@on_one_database
 def test_errors_losses_and_alterations_are_told(
     soak: Soak, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +144,7 @@ def test_errors_losses_and_alterations_are_told(
     assert told <= losing | altering | forgetting
 
 
+@on_one_database
 def test_whatever_leaks_is_told(
     soak: Soak, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -192,6 +198,7 @@ def test_whatever_leaks_is_told(
     }
 
 
+@on_one_database
 def test_what_is_not_pruned_not_deleted_not_whole_or_not_done_is_told(
     soak: Soak, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +238,7 @@ def test_what_is_not_pruned_not_deleted_not_whole_or_not_done_is_told(
     assert any("taken back: found checkpoint" in loss for loss in figures["losses"])
 
 
+@on_one_database
 def test_a_call_that_never_returns_is_told(
     soak: Soak, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
