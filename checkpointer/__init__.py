@@ -1,5 +1,8 @@
 """One async LangGraph checkpoint saver for every SQL database."""
 
+import logging
+
+from checkpointer.agent_server import open_saver
 from checkpointer.errors import (
     CheckpointerError,
     ConfigurationError,
@@ -52,5 +55,9 @@ __all__ = [
     "UsageError",
     "Verification",
     "create_saver",
+    "open_saver",
     "owns_table",
 ]
+
+# Where the application sets no logging up, ours writes nothing.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from checkpointer import schema
 from checkpointer.bridge import Bridge
-from checkpointer.cache import ChunkCache, LastCheckpoints
+from checkpointer.cache import ChunkCache, CountingCache, LastCheckpoints
 from checkpointer.database import Database
 from checkpointer.dialect import Work
 from checkpointer.errors import DatabaseUnavailableError, SaverClosedError
@@ -64,9 +64,13 @@ class Backend:
         self.database = database
         claim = partial(claim_pool, database.engine.sync_engine)
         self.bridge = Bridge(self.check_open, claim, database.dispose)
-        self.store = Store(
-            queries_for(database.dialect.name), ChunkCache(cache_bytes), LastCheckpoints()
+        telemetry = database.telemetry
+        cache = (
+            ChunkCache(cache_bytes)
+            if telemetry is None
+            else CountingCache(cache_bytes, telemetry.looked_up)
         )
+        self.store = Store(queries_for(database.dialect.name), cache, LastCheckpoints())
         self._writer = Writer(database, self.store)
         # What comes back may have lost its last commits: a replica, or a backup. A pool that others
         # use, too, may notice it before we do.

@@ -4,7 +4,7 @@ Both memories are safe to use from several threads: SQLite's work runs in its co
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -85,6 +85,33 @@ class ChunkCache:
         while self.size > self.max_bytes:
             _, dropped = self._chunks.popitem(last=False)
             self.size -= _size(dropped)
+
+
+class CountingCache(ChunkCache):
+    """A cache that tells how many looks into it found something.
+
+    Args:
+        max_bytes: What the cache may hold.
+        looked_up: Told of each kind, `chunk` or `value`, how many were found and were missing.
+    """
+
+    def __init__(self, max_bytes: int, looked_up: Callable[..., None]) -> None:
+        super().__init__(max_bytes)
+        self._looked_up = looked_up
+
+    def get_many(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Those of the chunks that are here."""
+        return self._counted("chunk", digests)
+
+    def get_cuts(self, trees: Iterable[Tree]) -> dict[Tree, Cut]:
+        """Those of the whole values that are here."""
+        return self._counted("value", trees)
+
+    def _counted(self, kind: str, keys: Iterable[Any]) -> dict[Any, Any]:
+        asked = set(keys)
+        found = self._get_many(asked)
+        self._looked_up(kind, found=len(found), missing=len(asked) - len(found))
+        return found
 
 
 def _size(entry: bytes | Cut | None) -> int:

@@ -14,6 +14,7 @@ from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
 from checkpointer.engine import shown
 from checkpointer.faults import needs_new_connections, translated
+from checkpointer.figures import Telemetry, current
 from checkpointer.limits import TIMEOUT
 from checkpointer.retrying import Retrying
 
@@ -35,6 +36,7 @@ class Database:
         owned: Whether `dispose` closes it: true for an engine that we made ourselves.
         patience: Seconds for which a transaction is tried again, from its first failure on.
         timeout: Seconds that a server may take for one answer.
+        telemetry: Who asks what operations take, if anybody does.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Database:
         owned: bool,
         patience: float = PATIENCE,
         timeout: float = TIMEOUT,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.engine = engine
+        self.telemetry = telemetry
         self.owned = owned
         self.dialect = dialect_of(engine, timeout=timeout)
         self._where = shown(engine.url)
@@ -67,7 +71,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._run(self.dialect.read, work)
+        return await self._run(self.dialect.read, self._counted(work))
 
     async def read_snapshot(self, work: Work[T]) -> T:
         """Run work that only reads, all of whose statements see the same.
@@ -75,7 +79,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._run(self.dialect.read_snapshot, work)
+        return await self._run(self.dialect.read_snapshot, self._counted(work, begins=True))
 
     async def write(self, work: Work[T]) -> T:
         """Run work in one transaction and commit it. Nothing is stored if it raises.
@@ -83,7 +87,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._run(self.dialect.write, work)
+        return await self._run(self.dialect.write, self._counted(work, begins=True))
 
     async def put(self, work: Work[T]) -> T:
         """Run work that puts a batch. Of each thread, all is stored and committed, or nothing.
@@ -91,7 +95,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._run(self.dialect.put, work)
+        return await self._run(self.dialect.put, self._counted(work))
 
     async def put_once(self, work: Work[T]) -> T:
         """The same, in one attempt: the caller knows how to try again.
@@ -99,7 +103,7 @@ class Database:
         Raises:
             DatabaseError: The database refused or failed.
         """
-        return await self._run(self.dialect.put, work, once=True)
+        return await self._run(self.dialect.put, self._counted(work), once=True)
 
     async def inspect(self, work: CoreWork[T]) -> T:
         """Run work that only looks, on SQLAlchemy's own connection.
@@ -124,6 +128,12 @@ class Database:
             if self._disposing is None:
                 self._disposing = asyncio.create_task(self.engine.dispose())
             await asyncio.shield(self._disposing)
+
+    def _counted(self, work: Work[T], *, begins: bool = False) -> Work[T]:
+        """Work whose statements are counted, if somebody asks and an operation is under way."""
+        if self.telemetry is None or (figures := current.get()) is None:
+            return work
+        return figures.counted(work, travels=self.dialect.statements_travel, begins=begins)
 
     async def _run(
         self, operate: Callable[[AsyncEngine, W], Awaitable[T]], work: W, *, once: bool = False

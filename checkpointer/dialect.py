@@ -38,6 +38,9 @@ class Dialect(ABC):
     locks_rows: ClassVar[bool]
     """Whether a transaction holds single rows, and not the whole database."""
 
+    statements_travel: ClassVar[bool]
+    """Whether each statement is a round trip, and not each transaction."""
+
     has_arrays: ClassVar[bool]
     """Whether rows may be passed as one array a column, and changed in WITH clauses."""
 
@@ -51,6 +54,10 @@ class Dialect(ABC):
     @abstractmethod
     def connect_args(self, url: sa.URL) -> dict[str, Any]:
         """What the driver of an engine of our own connects with."""
+
+    def namespace(self, url: sa.URL) -> str:
+        """What the database is called, without where it stands."""
+        return url.database or ""
 
     @abstractmethod
     def prepare(self, engine: AsyncEngine) -> None:

@@ -13,6 +13,7 @@ from checkpointer.backend import Backend
 from checkpointer.database import PATIENCE, Database
 from checkpointer.engine import create_engine, resolve_url
 from checkpointer.errors import ConfigurationError
+from checkpointer.figures import Telemetry
 from checkpointer.limits import TIMEOUT
 from checkpointer.quoting import quoted
 from checkpointer.saver import AsyncSQLAlchemySaver
@@ -31,6 +32,7 @@ def create_saver(  # noqa: PLR0913 - one argument an option
     patience: float = PATIENCE,
     timeout: float = TIMEOUT,
     engine_options: Mapping[str, Any] | None = None,
+    telemetry: bool = False,
 ) -> AsyncSQLAlchemySaver:
     """Make a saver. Does no I/O and needs no running event loop.
 
@@ -55,6 +57,8 @@ def create_saver(  # noqa: PLR0913 - one argument an option
         timeout: Seconds that a server may take for one answer, or another process for its
             transaction on a SQLite file, until that counts as a failure.
         engine_options: Passed to SQLAlchemy's `create_async_engine` with the URL.
+        telemetry: Tell OpenTelemetry of each operation: spans and metrics, never values or
+            identifiers. Needs the extra `otel`.
 
     Raises:
         ConfigurationError: The URL, the engine or an option cannot work.
@@ -84,8 +88,26 @@ def create_saver(  # noqa: PLR0913 - one argument an option
     else:
         engine = create_engine(resolve_url(url_or_engine), engine_options, timeout=timeout)
     owned = engine is not url_or_engine
-    database = Database(engine, owned=owned, patience=patience, timeout=timeout)
-    return AsyncSQLAlchemySaver(Backend(database, cache_bytes=cache_bytes), serde=serde)
+    saver, told = _traced(engine.url) if telemetry else (AsyncSQLAlchemySaver, None)
+    database = Database(engine, owned=owned, patience=patience, timeout=timeout, telemetry=told)
+    return saver(Backend(database, cache_bytes=cache_bytes), serde=serde)
+
+
+def _traced(url: sa.URL) -> tuple[type[AsyncSQLAlchemySaver], Telemetry]:
+    """The class of a saver that is traced, and what it tells.
+
+    Raises:
+        ConfigurationError: OpenTelemetry is not installed.
+    """
+    try:
+        from checkpointer.tracing import OpenTelemetry, traced  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            f"found telemetry=True without the package {exc.name}, expected opentelemetry-api; "
+            f"run: pip install 'langgraph-checkpoint-sqlalchemy[otel]'"
+        ) from exc
+    telemetry = OpenTelemetry(url)
+    return traced(AsyncSQLAlchemySaver, telemetry), telemetry
 
 
 def _check_alone(serde: SerializerProtocol | None) -> None:

@@ -118,6 +118,14 @@ def means_damage(error: DatabaseError) -> bool:
     return _state(original) in _DAMAGE_STATES or _sqlite_code(original) in _DAMAGE_CODES
 
 
+def status_of(error: DatabaseError) -> str:
+    """The SQLSTATE or SQLite's result code of what an error of ours was made from, or nothing."""
+    cause = error.__cause__
+    original = _original(cause) if isinstance(cause, Exception) else error
+    code = _sqlite_code(original)
+    return _state(original) if code is None else str(code)
+
+
 def translated(exc: Exception, where: str) -> DatabaseError:
     """An error of ours for one of SQLAlchemy, of a driver or of the operating system.
 

@@ -46,6 +46,7 @@ class PostgreSQL(Dialect):
     upgrades_on_first_use = False
     max_list = 50_000
     locks_rows = True
+    statements_travel = True
     has_arrays = True
 
     def pool_options(self) -> dict[str, Any]:

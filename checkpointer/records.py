@@ -66,6 +66,16 @@ class PutWrites:
 Put = PutCheckpoint | PutWrites
 
 
+def size_of(put: Put) -> tuple[int, int]:
+    """The rows that a put hands over, and the bytes of its manifest or writes and its chunks."""
+    if isinstance(put, PutCheckpoint):
+        rows, data = 1, len(put.row["manifest"])
+    else:
+        rows = len(put.rows) + len(put.special_rows)
+        data = sum(len(row["data"]) for row in (*put.rows, *put.special_rows))
+    return rows + len(put.chunks), data + sum(map(len, put.chunks.values()))
+
+
 class ReuseError(Exception):
     """A put reuses values that may be gone; put it again with all values encoded."""
 

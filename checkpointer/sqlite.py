@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -32,6 +33,7 @@ class SQLite(Dialect):
     # year 2020; lists are filled up to a power of two.
     max_list = 8192
     locks_rows = False
+    statements_travel = False
     has_arrays = False
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
@@ -50,6 +52,10 @@ class SQLite(Dialect):
         """Nothing: opening a file does not wait."""
         del url
         return {}
+
+    def namespace(self, url: sa.URL) -> str:
+        """The file's name: its directory, and the query of a URI, are nobody's business."""
+        return PurePath((url.database or "").partition("?")[0].removeprefix("file:")).name
 
     def prepare(self, engine: AsyncEngine) -> None:
         """Set each connection up, and begin transactions ourselves."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from contextvars import Context
 from functools import partial
 from typing import Final
@@ -22,6 +23,8 @@ MAX_BATCH_BYTES: Final = 16 << 20
 
 Waiting = tuple[Put, "asyncio.Future[None]"]
 
+_NOT_TRACED: Final = nullcontext()
+
 
 class Writer:
     """Commits puts in batches, over all threads.
@@ -35,6 +38,7 @@ class Writer:
     def __init__(self, database: Database, store: Store) -> None:
         self._database = database
         self._store = store
+        self._telemetry = database.telemetry
         self._waiting: deque[Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
         self._apart: dict[asyncio.Task[None], str] = {}
@@ -47,6 +51,8 @@ class Writer:
                 not be reached: then that is not known.
         """
         future = asyncio.get_running_loop().create_future()
+        if self._telemetry is not None:
+            self._telemetry.await_commit(one, future)
         if self._apart and one.namespace.thread_id in self._apart.values():
             self._put_apart([(one, future)])
         else:
@@ -126,7 +132,10 @@ class Writer:
         several = len({one.namespace.thread_id for one, _ in batch}) > 1
         apart = several and self._database.dialect.locks_rows
         try:
-            epochs = await (self._database.put_once(work) if apart else self._database.put(work))
+            with self._telemetry.commit(batch) if self._telemetry is not None else _NOT_TRACED:
+                epochs = await (
+                    self._database.put_once(work) if apart else self._database.put(work)
+                )
         except DatabaseUnavailableError as exc:
             if apart:
                 self._put_apart(batch)

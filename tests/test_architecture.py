@@ -20,6 +20,7 @@ ORDER = (
     "cache",
     "limits",
     "execution",
+    "figures",
     "owners",
     "worker",
     "pooler",
@@ -60,7 +61,9 @@ ORDER = (
     "twins",
     "maintenance",
     "saver",
+    "tracing",
     "factory",
+    "agent_server",
     "cli",
 )
 """A module may import only those above it."""
@@ -76,6 +79,7 @@ LANGGRAPH = {
     "maintenance",
     "saver",
     "factory",
+    "agent_server",
 }
 """The modules that know LangGraph and LangChain; the others know bytes and strings."""
 
