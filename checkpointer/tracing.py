@@ -4,7 +4,7 @@ Nothing that is exported is, or is made of, a stored value, an identifier or a p
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from functools import wraps
 from importlib.metadata import version
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -92,7 +92,7 @@ class OpenTelemetry(Telemetry):
         figures, error = Figures(span=self._started(name)), None
         token, since = current.set(figures), clock()
         try:
-            with use_span(figures.span, record_exception=False, set_status_on_exception=False):
+            with _as_parent(figures.span):
                 yield figures
         except Exception as exc:
             error = exc
@@ -128,7 +128,8 @@ class OpenTelemetry(Telemetry):
         figures, error = Figures(span=self._started("commit", links=links)), None
         token, since = current.set(figures), clock()
         try:
-            yield
+            with _as_parent(figures.span):
+                yield
         except Exception as exc:
             error = exc
             raise
@@ -229,6 +230,11 @@ def _traced_items(
                 yield item
 
     return iterate
+
+
+def _as_parent(span: Span) -> AbstractContextManager[Span]:
+    """Make a span the one that others are started in; how it fails is told by us."""
+    return use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 def _measure(figures: Figures, puts: Sequence[Put]) -> None:

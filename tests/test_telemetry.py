@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ from checkpointer import (
     worker,
 )
 from checkpointer.engine import URL_VARIABLE
-from checkpointer.figures import current
+from checkpointer.execution import Connection
+from checkpointer.figures import Figures, current
 
 Saver = AsyncSQLAlchemySaver
 
@@ -257,7 +259,7 @@ async def test_a_commit_is_linked_to_its_puts_and_tells_them_what_it_took(
     saver: Saver, told: Told
 ) -> None:
     async with saver:
-        await put(saver, THREAD, "0")  # so that the connection is there
+        await asyncio.gather(*(put(saver, config(str(n)), "0") for n in range(20)))
         told.forget()
         before = told.total("checkpointer.commit.puts")
         await asyncio.gather(*(put(saver, config(str(n)), "1", a=n) for n in range(20)))
@@ -330,6 +332,58 @@ async def test_spans_of_operations_have_the_callers_as_parent(saver: Saver, told
     parents = [span.parent and span.parent.span_id for span in told.operations]
     span_id = caller.get_span_context().span_id
     assert parents == [span_id, span_id, span_id, None, None]  # the fourth is the caller itself
+
+
+async def test_what_drivers_tell_meanwhile_is_part_of_the_operation_or_the_commit(
+    saver: Saver, told: Told
+) -> None:
+    seen: list[str] = []
+
+    def checked_out(*_: object) -> None:
+        with trace.get_tracer("driver").start_as_current_span("driver"):
+            seen.append("connection")
+
+    event.listen(saver.engine.sync_engine, "checkout", checked_out)
+    async with saver:
+        await saver.aget_tuple(THREAD)
+        told.forget()
+        await saver.aget_tuple(THREAD)
+        await put(saver, THREAD, "1")
+    names = {span.context.span_id: span.name for span in told.spans if span.context}
+    inner = [span.parent for span in told.spans if span.name == "driver"]
+    assert [names[parent.span_id] for parent in inner if parent] == [
+        "checkpointer.get_tuple",
+        "checkpointer.commit",
+    ]
+
+
+async def test_a_list_over_all_threads_tells_how_many_it_found(saver: Saver, told: Told) -> None:
+    async with saver:
+        for number in range(3):
+            await put(saver, config(str(number)), "1")
+        told.forget()
+        assert len([one async for one in saver.alist(None)]) == 3
+    assert figures(told.spans[0])["threads"] == 3
+
+
+def test_threads_are_counted_once_each_whether_they_are_named_or_found() -> None:
+    Row = namedtuple("Row", ["thread_id"])  # noqa: PYI024 - as the real ones
+
+    class Found(Connection):
+        def fetch(self, statement: Any, parameters: Any = None) -> list[Any]:
+            return [Row(name) for name in "abb"]
+
+        def execute(self, statement: Any, *rows: Any) -> None:
+            assert rows
+
+    def work(connection: Connection) -> None:
+        connection.execute(sa.text(""), {"thread_id": "c"}, {"thread_id": "a"})
+        connection.fetch(sa.text(""), {"thread_ids": ["d", "c"]})
+
+    counted = Figures()
+    counted.counted(work, travels=True, begins=True)(Found())
+    assert counted.threads == set("abcd")
+    assert (counted.statements, counted.round_trips, counted.rows) == (2, 4, 3)
 
 
 def test_sync_calls_tell_the_same(migrated_url: str, told: Told) -> None:
