@@ -270,10 +270,10 @@ def _told_error(error: Exception) -> dict[str, str]:
 
 def _attributes(url: sa.URL) -> dict[str, str | int]:
     """What of a URL goes out."""
-    dialect = dialect_named(url.get_backend_name())
+    kind = url.get_backend_name()
     known = {
-        "db.system.name": dialect.name,
-        "db.namespace": dialect.namespace(url),
+        "db.system.name": kind,
+        "db.namespace": dialect_named(kind).namespace(url),
         "server.address": url.host,
         "server.port": url.port,
     }
