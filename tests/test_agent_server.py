@@ -71,7 +71,8 @@ class AgentServer:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(EXAMPLE, tmp_path / "server"))
+    kept = shutil.ignore_patterns(".*", "*.db*")  # of whoever has tried the example
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "server", ignore=kept))
 
 
 @contextmanager

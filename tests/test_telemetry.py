@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from checkpointer import (
     AsyncSQLAlchemySaver,
     ConfigurationError,
     DamagedDataError,
+    DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
     InvalidInputError,
@@ -366,16 +368,18 @@ async def test_a_list_over_all_threads_tells_how_many_it_found(saver: Saver, tol
     assert figures(told.spans[0])["threads"] == 3
 
 
+Row = namedtuple("Row", ["thread_id"])  # noqa: PYI024 - as the real ones
+
+
+class Found(Connection):
+    def fetch(self, statement: Any, parameters: Any = None) -> list[Any]:
+        return [Row(name) for name in "abb"]
+
+    def execute(self, statement: Any, *rows: Any) -> None:
+        assert rows
+
+
 def test_threads_are_counted_once_each_whether_they_are_named_or_found() -> None:
-    Row = namedtuple("Row", ["thread_id"])  # noqa: PYI024 - as the real ones
-
-    class Found(Connection):
-        def fetch(self, statement: Any, parameters: Any = None) -> list[Any]:
-            return [Row(name) for name in "abb"]
-
-        def execute(self, statement: Any, *rows: Any) -> None:
-            assert rows
-
     def work(connection: Connection) -> None:
         connection.execute(sa.text(""), {"thread_id": "c"}, {"thread_id": "a"})
         connection.fetch(sa.text(""), {"thread_ids": ["d", "c"]})
@@ -384,6 +388,24 @@ def test_threads_are_counted_once_each_whether_they_are_named_or_found() -> None
     counted.counted(work, travels=True, begins=True)(Found())
     assert counted.threads == set("abcd")
     assert (counted.statements, counted.round_trips, counted.rows) == (2, 4, 3)
+
+
+def test_the_pause_before_another_attempt_is_waiting() -> None:
+    attempts: list[Connection] = []
+
+    def work(connection: Connection) -> None:
+        attempts.append(connection)
+        if len(attempts) == 1:
+            raise DatabaseBusyError
+
+    counted = Figures()
+    attempt = counted.counted(work, travels=False, begins=True)
+    with pytest.raises(DatabaseBusyError):
+        attempt(Found())
+    time.sleep(0.02)
+    attempt(Found())
+    assert counted.wait >= 0.02
+    assert counted.round_trips == 2
 
 
 def test_sync_calls_tell_the_same(migrated_url: str, told: Told) -> None:
