@@ -15,8 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpointer import schema
 from checkpointer.database import Database
-from checkpointer.dialects import dialect_of
-from checkpointer.engine import DEFAULT_URL, URL_VARIABLE, create_engine, resolve_url, shown
+from checkpointer.dialects import dialect_named, dialect_of
+from checkpointer.engine import (
+    DEFAULT_URL,
+    SCHEMA_VARIABLE,
+    URL_VARIABLE,
+    create_engine,
+    in_schema,
+    resolve_schema,
+    resolve_url,
+    shown,
+)
 from checkpointer.errors import CheckpointerError, InvalidInputError
 from checkpointer.factory import create_saver
 from checkpointer.problems import ProblemKind, Verification
@@ -50,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-async def upgrade(url: sa.URL) -> Answer:
+async def upgrade(url: sa.URL, *, schema_name: str | None) -> Answer:
     """Bring the schema to the newest revision, in one transaction."""
-    database = Database(create_engine(url), owned=True, patience=0)
+    database = Database(create_engine(url, schema=schema_name), owned=True, patience=0)
     try:
         await schema.upgrade(database)
     finally:
@@ -60,24 +69,26 @@ async def upgrade(url: sa.URL) -> Answer:
     return OK, f"the schema is at revision {schema.EXPECTED_REVISION}"
 
 
-async def current(url: sa.URL) -> Answer:
+async def current(url: sa.URL, *, schema_name: str | None) -> Answer:
     """Print the revision found, or "none". Changes nothing."""
-    found, _ = await _look(url)
+    found, _ = await _look(url, schema_name)
     return OK, found or "none"
 
 
-async def check(url: sa.URL) -> Answer:
+async def check(url: sa.URL, *, schema_name: str | None) -> Answer:
     """Fail unless the revision is the one that this version needs. Changes nothing."""
-    found, database = await _look(url)
+    found, database = await _look(url, schema_name)
     schema.require(database, found)
     return OK, f"found revision {found}, expected revision {schema.EXPECTED_REVISION}"
 
 
-async def verify(url: sa.URL, *, thread: str | None = None, repair: bool = False) -> Answer:
+async def verify(
+    url: sa.URL, *, schema_name: str | None, thread: str | None = None, repair: bool = False
+) -> Answer:
     """Read everything, and name what is damaged. Changes nothing without --repair."""
-    found, database = await _look(url)
+    found, database = await _look(url, schema_name)
     schema.require(database, found)
-    engine = create_engine(url) if repair else _plain_engine(url)
+    engine = create_engine(url, schema=schema_name) if repair else _plain_engine(url, schema_name)
     try:
         # What is damaged has no say in what is imported; nothing has to be remembered.
         async with create_saver(engine, allowed_types=[], cache_bytes=0) as saver:
@@ -133,6 +144,12 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         subparser.add_argument(
             "--url", help=f"the database; default: ${URL_VARIABLE}, else {DEFAULT_URL}"
         )
+        subparser.add_argument(
+            "--schema",
+            dest="schema_name",
+            metavar="SCHEMA",
+            help=f"the PostgreSQL schema of the tables; default: ${SCHEMA_VARIABLE}",
+        )
         subparser.given = given
         subparser.set_defaults(command=command)
         if command is verify:
@@ -143,8 +160,13 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-async def _answer(command: Command, url: str | None, **options: object) -> Answer:
-    return await command(resolve_url(url), **options)
+async def _answer(
+    command: Command, url: str | None, schema_name: str | None, **options: object
+) -> Answer:
+    resolved = resolve_url(url)
+    dialect = dialect_named(resolved.get_backend_name())
+    schema_name = resolve_schema(schema_name, dialect, chosen=url is not None)
+    return await command(resolved, schema_name=schema_name, **options)
 
 
 @contextmanager
@@ -175,9 +197,9 @@ def _summary(found: Verification, where: str) -> str:
     return f"{where} {state}: {read}; {garbage}{mend}"
 
 
-async def _look(url: sa.URL) -> tuple[str | None, Database]:
+async def _look(url: sa.URL, schema_name: str | None) -> tuple[str | None, Database]:
     """The revision found, without a trace of having looked."""
-    database = Database(_plain_engine(url), owned=True, patience=0)
+    database = Database(_plain_engine(url, schema_name), owned=True, patience=0)
     if database.dialect.upgrades_on_first_use and _is_absent(url.database):
         return None, database
     try:
@@ -186,12 +208,12 @@ async def _look(url: sa.URL) -> tuple[str | None, Database]:
         await database.dispose()
 
 
-def _plain_engine(url: sa.URL) -> AsyncEngine:
+def _plain_engine(url: sa.URL, schema_name: str | None) -> AsyncEngine:
     """An engine that leaves a database as it is."""
     # Raises our errors for a driver that cannot work. The engine is not used: its hooks switch a
     # SQLite file to WAL.
     connect_args = dialect_of(create_engine(url)).connect_args(url)
-    return create_async_engine(url, connect_args=connect_args)
+    return in_schema(create_async_engine(url, connect_args=connect_args), schema_name)
 
 
 def _is_absent(path: str | None) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
 from checkpointer.engine import shown
+from checkpointer.execution import schema_of
 from checkpointer.faults import needs_new_connections, translated
 from checkpointer.figures import Telemetry, current
 from checkpointer.limits import TIMEOUT
@@ -32,7 +33,8 @@ class Database:
     may run more than once, and must leave nothing behind but what it returns.
 
     Args:
-        engine: Any async engine of a supported database.
+        engine: Any async engine of a supported database. Its execution option
+            `schema_translate_map` says which schema the tables stand in (see `engine.in_schema`).
         owned: Whether `dispose` closes it: true for an engine that we made ourselves.
         patience: Seconds for which a transaction is tried again, from its first failure on.
         timeout: Seconds that a server may take for one answer.
@@ -60,6 +62,11 @@ class Database:
         self._turns = asyncio.Semaphore(connections) if fair else None
         self._retrying = Retrying(self._where, patience)
         self._disposing: asyncio.Task[None] | None = None
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that the tables stand in, `None` for the database's own default."""
+        return schema_of(self.engine.sync_engine)
 
     def call_when_away(self, function: Callable[[], None]) -> None:
         """Have a function called whenever the database turns out to be away, before a retry."""

@@ -44,6 +44,9 @@ class Dialect(ABC):
     has_arrays: ClassVar[bool]
     """Whether rows may be passed as one array a column, and changed in WITH clauses."""
 
+    has_schemas: ClassVar[bool]
+    """Whether tables may stand in a schema of their own."""
+
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
 

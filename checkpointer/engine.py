@@ -8,12 +8,19 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from checkpointer.dialect import Dialect
 from checkpointer.dialects import dialect_named
 from checkpointer.errors import ConfigurationError, DriverError
+from checkpointer.execution import SCHEMA_MAP
 from checkpointer.limits import TIMEOUT
+from checkpointer.quoting import quoted
 
 URL_VARIABLE: Final = "CHECKPOINTER_URL"
+SCHEMA_VARIABLE: Final = "CHECKPOINTER_SCHEMA"
 DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
+
+MAX_SCHEMA_BYTES: Final = 63
+"""What PostgreSQL keeps of a name."""
 
 _SHOWN: Final = frozenset(
     {
@@ -97,7 +104,11 @@ def shown(url: sa.URL) -> str:
 
 
 def create_engine(
-    url: sa.URL, engine_options: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
+    url: sa.URL,
+    engine_options: Mapping[str, Any] | None = None,
+    *,
+    timeout: float = TIMEOUT,
+    schema: str | None = None,
 ) -> AsyncEngine:
     """An async engine with the hooks that we need. Does no I/O.
 
@@ -105,6 +116,7 @@ def create_engine(
         url: The database.
         engine_options: Options of SQLAlchemy's `create_async_engine`, in place of ours.
         timeout: Seconds to wait for a connection, or for another process's transaction.
+        schema: Where the tables stand, as `resolve_schema` returns it.
 
     Raises:
         DriverError: The URL's driver is unknown, not async, or not installed.
@@ -139,7 +151,59 @@ def create_engine(
             f"four before an absolute path) or postgresql+asyncpg://user:password@host/database"
         )
     dialect.prepare(engine)
-    return engine
+    return in_schema(engine, schema)
+
+
+def resolve_schema(schema: str | None, dialect: Dialect, *, chosen: bool) -> str | None:
+    """The schema that the tables stand in, `None` for the database's own default.
+
+    Without one, the environment's `CHECKPOINTER_SCHEMA` is taken for PostgreSQL.
+
+    Args:
+        schema: The one asked for.
+        dialect: The kind of database.
+        chosen: Whether the program itself named the database, and not the environment. If so, the
+            environment's schema means nothing on a database that has none: a process may use one
+            of each kind.
+
+    Raises:
+        ConfigurationError: It is no name of a schema, or the database has no schemas.
+    """
+    source = "schema"
+    if schema is None and (dialect.has_schemas or not chosen):
+        source = f"the environment's {SCHEMA_VARIABLE}"
+        schema = os.environ.get(SCHEMA_VARIABLE) or None
+    if schema is None:
+        return None
+    if not dialect.has_schemas:
+        raise ConfigurationError(
+            f"found {source}={quoted(schema)} for SQLite, which has no schemas, expected "
+            f"PostgreSQL; leave the schema out, and give each store a file of its own"
+        )
+    if not _is_schema_name(schema):
+        raise ConfigurationError(
+            f"found {source}={quoted(schema)}, expected the name of a PostgreSQL schema: text of "
+            f"1 to {MAX_SCHEMA_BYTES} bytes in UTF-8, without NUL and square brackets"
+        )
+    return schema
+
+
+def _is_schema_name(schema: object) -> bool:
+    # SQLAlchemy cannot put a table into a schema whose name has brackets.
+    if not isinstance(schema, str) or not {"\0", "[", "]"}.isdisjoint(schema):
+        return False
+    try:
+        return 1 <= len(schema.encode()) <= MAX_SCHEMA_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
+def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
+    """An engine whose statements find our tables in a schema: the same pool, with other options."""
+    if schema is None:
+        return engine
+    schemas = engine.get_execution_options().get(SCHEMA_MAP) or {}
+    return engine.execution_options(**{SCHEMA_MAP: {**schemas, None: schema}})
 
 
 def _check_driver(url: sa.URL) -> None:

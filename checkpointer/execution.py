@@ -20,6 +20,20 @@ Parameters: TypeAlias = Mapping[str, Any]
 
 NOTHING: Final[Parameters] = {}
 
+SCHEMA_MAP: Final = "schema_translate_map"
+"""SQLAlchemy's execution option by which an engine's tables stand in a schema."""
+
+
+def schema_of(source: sa.Engine | sa.Connection) -> str | None:
+    """The schema that our tables stand in, `None` for the database's own default."""
+    schemas: Mapping[str | None, str | None] | None = source.get_execution_options().get(SCHEMA_MAP)
+    return (schemas or {}).get(None)
+
+
+def schema_map(schema: str | None) -> dict[str | None, str | None] | None:
+    """What SQLAlchemy takes to compile our statements for a schema."""
+    return None if schema is None else {None: schema}
+
 
 class Connection(ABC):
     """What a unit of work runs its statements on."""
@@ -37,23 +51,26 @@ class CoreConnection(Connection):
     """Runs statements through SQLAlchemy's own connection, whatever the driver.
 
     Args:
-        connection: The connection.
+        connection: The connection. Its options stay as they are.
         limit: How long to wait for each answer.
+        schema: Where the tables stand, whatever the connection's own options say.
     """
 
-    def __init__(self, connection: sa.Connection, limit: Limit) -> None:
+    def __init__(self, connection: sa.Connection, limit: Limit, schema: str | None = None) -> None:
         self._connection = connection
         self._limit = limit
+        self._options = {SCHEMA_MAP: schema_map(schema)}
 
     def fetch(self, statement: Executable, parameters: Parameters = NOTHING) -> Sequence[Any]:
         """All rows of a statement."""
-        rows = self._connection.execute(statement, parameters).all()
+        result = self._connection.execute(statement, parameters, execution_options=self._options)
+        rows = result.all()
         self._limit.extend()
         return rows
 
     def execute(self, statement: Executable, *rows: Parameters) -> None:
         """Run a statement once for each row of parameters."""
-        self._connection.execute(statement, rows)
+        self._connection.execute(statement, rows, execution_options=self._options)
         self._limit.extend()
 
 
@@ -70,10 +87,12 @@ class DriverConnection(Connection):
 
     Args:
         dialect: The engine's dialect, which knows the driver.
+        schema: Where the tables stand.
     """
 
-    def __init__(self, dialect: sa.Dialect) -> None:
+    def __init__(self, dialect: sa.Dialect, schema: str | None = None) -> None:
         self._dialect = dialect
+        self.schema = schema
 
     @abstractmethod
     def run(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
@@ -85,12 +104,12 @@ class DriverConnection(Connection):
 
     def fetch(self, statement: Executable, parameters: Parameters = NOTHING) -> Sequence[Any]:
         """All rows of a statement."""
-        compiled = compiled_for(statement, self._dialect)
+        compiled = compiled_for(statement, self._dialect, self.schema)
         return compiled.rows(self.run(*compiled.bound(parameters)))
 
     def execute(self, statement: Executable, *rows: Parameters) -> None:
         """Run a statement once for each row of parameters."""
-        compiled = compiled_for(statement, self._dialect)
+        compiled = compiled_for(statement, self._dialect, self.schema)
         if len(rows) == 1:
             self.run(*compiled.bound(rows[0]))
         else:
@@ -100,8 +119,12 @@ class DriverConnection(Connection):
 class Compiled:
     """One statement as a driver takes it: its SQL, its values by position, its rows by name."""
 
-    def __init__(self, statement: Any, dialect: sa.Dialect) -> None:
-        self._compiled = compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Any, dialect: sa.Dialect, schema: str | None = None) -> None:
+        self._compiled = compiled = statement.compile(
+            dialect=dialect,
+            schema_translate_map=schema_map(schema),
+            render_schema_translate=schema is not None,
+        )
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
         binds: Mapping[str, sa.BindParameter[Any]] = compiled.binds
@@ -174,13 +197,13 @@ class Compiled:
         return rows
 
 
-def compiled_for(statement: Any, dialect: sa.Dialect) -> Compiled:
-    """A statement, compiled for a dialect once; statements are told apart by identity."""
+def compiled_for(statement: Any, dialect: sa.Dialect, schema: str | None = None) -> Compiled:
+    """A statement, compiled for a dialect and a schema once; statements are told by identity."""
     # With the dialect, so that it goes when the engine goes.
     known: dict[Any, Compiled] = vars(dialect).setdefault("_checkpointer_compiled", {})
-    compiled = known.get(statement)
+    compiled = known.get((statement, schema))
     if compiled is None:
-        compiled = known[statement] = Compiled(statement, dialect)
+        compiled = known[statement, schema] = Compiled(statement, dialect, schema)
     return compiled
 
 

@@ -11,8 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpointer.allowlist import AllowedTypes
 from checkpointer.backend import Backend
 from checkpointer.database import PATIENCE, Database
-from checkpointer.engine import create_engine, resolve_url
+from checkpointer.dialects import dialect_named, dialect_of
+from checkpointer.engine import create_engine, in_schema, resolve_schema, resolve_url
 from checkpointer.errors import ConfigurationError
+from checkpointer.execution import schema_of
 from checkpointer.figures import Telemetry
 from checkpointer.limits import TIMEOUT
 from checkpointer.quoting import quoted
@@ -31,6 +33,7 @@ def create_saver(  # noqa: PLR0913 - one argument an option
     cache_bytes: int = CACHE_BYTES,
     patience: float = PATIENCE,
     timeout: float = TIMEOUT,
+    schema: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
     telemetry: bool = False,
 ) -> AsyncSQLAlchemySaver:
@@ -56,6 +59,12 @@ def create_saver(  # noqa: PLR0913 - one argument an option
             server is away, or others hold what it needs; 0 raises at once.
         timeout: Seconds that a server may take for one answer, or another process for its
             transaction on a SQLite file, until that counts as a failure.
+        schema: The PostgreSQL schema that all tables stand in, the version table included; any
+            name, and no search_path is used. Without one, it is the engine's own
+            `schema_translate_map={None: ...}` or the environment's `CHECKPOINTER_SCHEMA`, and
+            without these the search_path's first. Savers of several schemas may share an engine.
+            `setup` and `checkpointer upgrade --schema` make it where it is missing. SQLite has no
+            schemas; the environment's is passed over for a URL or an engine of SQLite.
         engine_options: Passed to SQLAlchemy's `create_async_engine` with the URL.
         telemetry: Tell OpenTelemetry of each operation: spans and metrics, never values or
             identifiers. Needs the extra `otel`.
@@ -74,20 +83,19 @@ def create_saver(  # noqa: PLR0913 - one argument an option
     if not isinstance(timeout, int | float) or not 0 < timeout < inf:
         raise ConfigurationError(f"found timeout={quoted(timeout)}, expected more than 0 seconds")
     if isinstance(url_or_engine, AsyncEngine):
-        if engine_options:
-            raise ConfigurationError(
-                "found engine_options together with an engine, expected them with a URL; give them "
-                "to create_async_engine"
-            )
-        engine = url_or_engine
+        engine = _given_engine(url_or_engine, engine_options, schema)
     elif isinstance(url_or_engine, sa.Engine):
         raise ConfigurationError(
             "found a sync SQLAlchemy engine, expected an async one; use "
             "sqlalchemy.ext.asyncio.create_async_engine, or pass the URL"
         )
     else:
-        engine = create_engine(resolve_url(url_or_engine), engine_options, timeout=timeout)
-    owned = engine is not url_or_engine
+        url = resolve_url(url_or_engine)
+        chosen = url_or_engine is not None
+        dialect = dialect_named(url.get_backend_name())
+        schema = resolve_schema(schema, dialect, chosen=chosen)
+        engine = create_engine(url, engine_options, timeout=timeout, schema=schema)
+    owned = not isinstance(url_or_engine, AsyncEngine)
     saver, told = _traced(engine.url) if telemetry else (AsyncSQLAlchemySaver, None)
     database = Database(engine, owned=owned, patience=patience, timeout=timeout, telemetry=told)
     return saver(Backend(database, cache_bytes=cache_bytes), serde=serde)
@@ -108,6 +116,20 @@ def _traced(url: sa.URL) -> tuple[type[AsyncSQLAlchemySaver], Telemetry]:
         ) from exc
     telemetry = OpenTelemetry(url)
     return traced(AsyncSQLAlchemySaver, telemetry), telemetry
+
+
+def _given_engine(
+    engine: AsyncEngine, options: Mapping[str, Any] | None, schema: str | None
+) -> AsyncEngine:
+    """An engine that was passed in, in its schema."""
+    if options:
+        raise ConfigurationError(
+            "found engine_options together with an engine, expected them with a URL; give them "
+            "to create_async_engine"
+        )
+    if schema is None and schema_of(engine.sync_engine) is not None:
+        return engine
+    return in_schema(engine, resolve_schema(schema, dialect_of(engine), chosen=True))
 
 
 def _check_alone(serde: SerializerProtocol | None) -> None:

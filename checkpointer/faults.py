@@ -64,8 +64,9 @@ _STATE_MENDS: Final = {
     "percent-encoded",
     "3D000": "create the database, or correct its name in the URL",
     "42501": "GRANT the URL's role USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on "
-    "the tables checkpointer_*; reading needs only SELECT",
-    "42P01": "run: checkpointer upgrade",
+    "the tables checkpointer_*; reading needs only SELECT, and an upgrade CREATE on the schema, "
+    "or on the database to make a schema that is missing",
+    "42P01": "run: checkpointer upgrade (with the saver's --schema, if it has one)",
     "53100": "free space on the server's disk; nothing was stored",
     "57014": "raise the server's or the role's statement_timeout",
 }

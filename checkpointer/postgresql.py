@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpointer import pooler
 from checkpointer.dialect import CoreWork, Dialect, Work
 from checkpointer.errors import InvalidInputError
-from checkpointer.execution import CoreConnection
+from checkpointer.execution import CoreConnection, schema_of
 from checkpointer.limits import Limit
 from checkpointer.quoting import quoted
 from checkpointer.wire import DRIVER, close_in_time, is_watched, run_on_wire, wrapping_errors
@@ -48,6 +48,7 @@ class PostgreSQL(Dialect):
     locks_rows = True
     statements_travel = True
     has_arrays = True
+    has_schemas = True
 
     def pool_options(self) -> dict[str, Any]:
         """As many connections as the official savers', and no endless wait for one."""
@@ -97,7 +98,7 @@ class PostgreSQL(Dialect):
                 return await run_on_wire(engine.sync_engine, work, limit, level)
 
             def work_on_core(core: sa.Connection) -> T:
-                return work(CoreConnection(core, limit))
+                return work(CoreConnection(core, limit, schema_of(engine.sync_engine)))
 
             return await self._run_core(engine, work_on_core, level, limit)
 

@@ -58,7 +58,9 @@ class AsyncSQLAlchemySaver(Maintenance):
     """
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} on {shown(self.engine.url)}>"
+        schema = self._backend.database.schema
+        where = "" if schema is None else f", schema {quoted(schema)}"
+        return f"<{type(self).__name__} on {shown(self.engine.url)}{where}>"
 
     @property
     def engine(self) -> AsyncEngine:

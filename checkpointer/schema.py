@@ -19,6 +19,7 @@ from checkpointer.errors import (
     SchemaOutdatedError,
     SchemaTooNewError,
 )
+from checkpointer.quoting import quoted
 from checkpointer.tables import VERSION_TABLE
 
 REVISIONS: Final = ("0001",)
@@ -28,8 +29,6 @@ EXPECTED_REVISION: Final = "0001"
 """The revision that this version of the package needs."""
 
 DISTRIBUTION: Final = "langgraph-checkpoint-sqlalchemy"
-
-_version: Final = sa.table(VERSION_TABLE, sa.column("version_num", sa.String))
 
 # Alembic's `context` and `op` are globals of the process: one upgrade at a time may use them,
 # over all event loops and threads.
@@ -43,7 +42,7 @@ async def current(database: Database) -> str | None:
     Raises:
         DatabaseError: The database refused or failed.
     """
-    return await database.inspect(_read_revision)
+    return await database.inspect(partial(read_revision, schema=database.schema))
 
 
 async def verify(database: Database) -> None:
@@ -68,26 +67,32 @@ def require(database: Database, found: str | None) -> None:
     """
     if found == EXPECTED_REVISION:
         return
-    url = shown(database.engine.url)
+    url = where = shown(database.engine.url)
     expected = f"expected revision {EXPECTED_REVISION}"
-    mend = f"run: checkpointer upgrade --url {shlex.quote(url)}"
+    upgrade = "checkpointer upgrade"
+    if database.schema is not None:
+        upgrade += f" --schema {shlex.quote(database.schema)}"
+        where = f"the PostgreSQL schema {quoted(database.schema)} of {url}"
+    mend = f"run: {upgrade} --url {shlex.quote(url)}"
     if url != database.engine.url.render_as_string(hide_password=False):
-        mend = f"set {URL_VARIABLE} to that URL with its password, and run: checkpointer upgrade"
+        mend = f"set {URL_VARIABLE} to that URL with its password, and run: {upgrade}"
     if found is None:
         raise SchemaMissingError(
-            f"found no schema in {url}, {expected}; {mend}",
+            f"found no schema in {url}, {expected}; {mend}"
+            if database.schema is None
+            else f"found no tables of ours in {where}, {expected}; {mend}",
             found=found,
             expected=EXPECTED_REVISION,
         )
     if found in REVISIONS:
         raise SchemaOutdatedError(
-            f"found revision {found} in {url}, {expected}; {mend}",
+            f"found revision {found} in {where}, {expected}; {mend}",
             found=found,
             expected=EXPECTED_REVISION,
         )
     raise SchemaTooNewError(
-        f"found revision {found} in {url}, {expected}, and this version knows nothing newer; run: "
-        f"pip install --upgrade {DISTRIBUTION}",
+        f"found revision {found} in {where}, {expected}, and this version knows nothing newer; "
+        f"run: pip install --upgrade {DISTRIBUTION}",
         found=found,
         expected=EXPECTED_REVISION,
     )
@@ -126,17 +131,20 @@ async def upgrade(database: Database) -> None:
         await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _read_revision(connection: sa.Connection) -> str | None:
-    if not sa.inspect(connection).has_table(VERSION_TABLE):
+def read_revision(connection: sa.Connection, schema: str | None) -> str | None:
+    """The revision of the tables in a schema, or `None` where there are none."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
         return None
-    revision: str | None = connection.scalar(sa.select(_version.c.version_num))
+    # No option of the connection changes the schema of this kind of table.
+    version = sa.table(VERSION_TABLE, sa.column("version_num", sa.String), schema=schema)
+    revision: str | None = connection.scalar(sa.select(version.c.version_num))
     return revision
 
 
 def _upgrade_locked(database: Database, connection: sa.Connection) -> bool:
     """Lock, then inspect, then upgrade. False if another upgrade has Alembic: try again."""
     database.dialect.lock_schema(connection)
-    found = _read_revision(connection)
+    found = read_revision(connection, database.schema)
     if found == EXPECTED_REVISION:
         return True
     if found is not None and found not in REVISIONS:

@@ -35,6 +35,7 @@ class SQLite(Dialect):
     locks_rows = False
     statements_travel = False
     has_arrays = False
+    has_schemas = False
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         super().__init__(timeout)

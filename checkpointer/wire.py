@@ -12,7 +12,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpointer.execution import DriverConnection, not_free
+from checkpointer.execution import SCHEMA_MAP, DriverConnection, not_free, schema_of
 from checkpointer.limits import Limit
 from checkpointer.pooler import is_pooled
 
@@ -39,8 +39,10 @@ DRIVER: Final = "asyncpg"
 class WireConnection(DriverConnection):
     """A connection of asyncpg, which keeps the statements that it has prepared."""
 
-    def __init__(self, driver: Any, dialect: sa.Dialect, limit: Limit) -> None:
-        super().__init__(dialect)
+    def __init__(
+        self, driver: Any, dialect: sa.Dialect, limit: Limit, schema: str | None = None
+    ) -> None:
+        super().__init__(dialect, schema)
         self.driver = driver
         self._limit = limit
 
@@ -106,7 +108,7 @@ def _checked_out(
             # asyncpg looks types up between a statement's preparation and its execution, with a
             # setting changed meanwhile: only a transaction keeps all that on one server connection.
             isolation = "READ COMMITTED"
-        connection = WireConnection(driver, engine.dialect, limit)
+        connection = WireConnection(driver, engine.dialect, limit, schema_of(engine))
         return work(connection) if isolation is None else _transact(connection, work, isolation)
     except BaseException as exc:
         # What was cut off leaves the connection in a state that nobody knows.
@@ -190,10 +192,13 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def is_watched(engine: sa.Engine) -> bool:
-    """Whether someone wants to see each statement, or changes it: by events, log or options."""
+    """Whether someone wants to see each statement, or changes it: by events, log or options.
+
+    Not by a schema for our tables, which every connection of ours knows.
+    """
     dispatch = cast("Any", engine.dispatch)
     return bool(
         engine.logger.isEnabledFor(logging.INFO)
-        or engine.get_execution_options()
+        or engine.get_execution_options().keys() - {SCHEMA_MAP}
         or any(getattr(dispatch, name) for name in _EVENTS)
     )

@@ -7,7 +7,7 @@ also whole on a connection that others share, as those of an in-memory database 
 import asyncio
 import sqlite3
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
@@ -18,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpointer.errors import DamagedDataError
-from checkpointer.execution import DriverConnection, not_free
+from checkpointer.execution import SCHEMA_MAP, DriverConnection, not_free, schema_of
 from checkpointer.owners import check_not_inherited, note_open_file
 from checkpointer.projection import contains_json
 
@@ -190,7 +190,8 @@ async def run_core_in_worker(
     engine: sa.Engine, work: Callable[[sa.Connection], T], begin: str
 ) -> T:
     """The same for work on SQLAlchemy's own connection, as Alembic needs one."""
-    return await _run(engine, partial(_transact_core, work=work, begin=begin))
+    options = engine.get_execution_options()
+    return await _run(engine, partial(_transact_core, work=work, begin=begin, options=options))
 
 
 async def _run(engine: sa.Engine, transact: Transact[T]) -> T:
@@ -212,6 +213,7 @@ def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
             raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
             note_open_file(raw, engine.url.database)
             connection = pooled.info[_CONNECTION] = WorkerConnection(raw, engine.dialect)
+        connection.schema = schema_of(engine)  # engines with several may share a pool
         return transact(connection, hop)
 
     hop = Hop(run)
@@ -261,6 +263,7 @@ def _transact_core(
     hop: Hop[Any],
     work: Callable[[sa.Connection], T],
     begin: str,
+    options: Mapping[str, Any],
 ) -> T:
     raw = connection.raw
     engine = sa.create_engine(
@@ -269,6 +272,7 @@ def _transact_core(
         poolclass=StaticPool,
         pool_reset_on_return=None,
         hide_parameters=True,
+        execution_options={SCHEMA_MAP: options.get(SCHEMA_MAP)},
     )
     # Connected before the transaction, because connecting rolls back.
     with _driver_autocommit(raw), engine.connect() as core, _rolling_back(raw):

@@ -23,11 +23,11 @@ FROM pg_class c
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
 LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-WHERE c.relnamespace = 'public'::regnamespace
+WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
 UNION ALL
 SELECT contype::text, conname, conrelid::regclass::text, pg_get_constraintdef(oid),
        NULL, NULL, NULL, NULL
-FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+FROM pg_constraint WHERE connamespace = quote_ident(current_schema())::regnamespace
 ORDER BY 1, 2, 3
 """
 
@@ -84,11 +84,18 @@ def held(url: str, thread_id: str) -> Iterator[None]:
 
 
 def catalog(url: str) -> Catalog:
-    """Every table, column, index and constraint of the database."""
+    """Every table, column, index and constraint of the database's, or of the URL's, schema."""
     sqlite = sa.make_url(url).get_backend_name() == "sqlite"
     rows = query(url, SQLITE if sqlite else POSTGRESQL)
     # SQLite keeps the spaces of the statement that made a table.
     return [tuple(" ".join(x.split()) if isinstance(x, str) else x for x in row) for row in rows]
+
+
+def looking_at(url: str, schema: str) -> str:
+    """The URL by which the functions here look at another schema than `public`."""
+    name = '"{}"'.format(schema.replace('"', '""'))
+    parsed = sa.make_url(url).update_query_dict({"options": f"-csearch_path={name}"})
+    return parsed.render_as_string(hide_password=False)
 
 
 def empty_databases(create: Callable[[], str], count: int) -> list[str]:

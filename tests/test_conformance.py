@@ -19,25 +19,30 @@ from checkpointer import create_saver
 CAPABILITIES = {capability.value for capability in Capability}
 
 WAYS = {
-    "sqlite": ("sqlite", "sqlite+aiosqlite", False),
-    "postgresql": ("postgresql", "postgresql+asyncpg", False),
-    "psycopg": ("postgresql", "postgresql+psycopg", False),
-    "pgbouncer": ("postgresql", "postgresql+asyncpg", True),
-    "pgbouncer-psycopg": ("postgresql", "postgresql+psycopg", True),
+    "sqlite": ("sqlite", "sqlite+aiosqlite", False, None),
+    "postgresql": ("postgresql", "postgresql+asyncpg", False, None),
+    "psycopg": ("postgresql", "postgresql+psycopg", False, None),
+    "pgbouncer": ("postgresql", "postgresql+asyncpg", True, None),
+    "pgbouncer-psycopg": ("postgresql", "postgresql+psycopg", True, None),
+    "schema": ("postgresql", "postgresql+asyncpg", False, "agents"),
+    "schema-psycopg": ("postgresql", "postgresql+psycopg", False, "agents"),
 }
-"""The kind of database, the driver, and whether a pooler stands between."""
+"""The kind of database, the driver, whether a pooler stands between, and the tables' schema."""
 
 
 @pytest.mark.parametrize(
-    ("database_kind", "driver", "pooled"), WAYS.values(), ids=WAYS, indirect=["database_kind"]
+    ("database_kind", "way"),
+    [(way[0], way) for way in WAYS.values()],
+    ids=WAYS,
+    indirect=["database_kind"],
 )
 async def test_every_capability_conforms(
     new_migrated_url: Callable[[], str],
-    driver: str,
-    pooled: bool,  # noqa: FBT001
+    way: tuple[str, str, bool, str | None],
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    _, driver, pooled, schema = way
     pooler: sa.URL | None = request.getfixturevalue("pgbouncer_url") if pooled else None
 
     @checkpointer_test(name="checkpointer")
@@ -45,7 +50,9 @@ async def test_every_capability_conforms(
         url = sa.make_url(new_migrated_url()).set(drivername=driver)
         if pooler is not None:
             url = through(pooler, url)
-        async with create_saver(url) as saver:
+        async with create_saver(url, schema=schema) as saver:
+            if schema is not None:
+                await saver.setup()
             yield saver
 
     report = await validate(factory, progress=ProgressCallbacks.verbose())

@@ -24,6 +24,7 @@ from checkpointer import (
     AsyncSQLAlchemySaver,
     DatabaseError,
     DatabaseUnavailableError,
+    SchemaMissingError,
     create_saver,
     tables,
 )
@@ -144,8 +145,13 @@ class TestWatchedEngines:
         options = {"schema_translate_map": {None: "elsewhere"}}
         engine = new_engine(migrated_url).execution_options(**options)
         async with create_saver(engine) as saver:
-            with pytest.raises(DatabaseError):
+            with pytest.raises(SchemaMissingError, match="schema 'elsewhere'"):
                 await saver.aget_tuple(THREAD)
+            await saver.setup()
+            await put(saver, THREAD, "1")
+            assert await saver.aget_tuple(THREAD) is not None
+        async with create_saver(migrated_url) as saver:
+            assert await saver.aget_tuple(THREAD) is None
 
     @on_postgresql
     async def test_echo(

@@ -29,7 +29,10 @@ if attributes["leaves ours alone"]:
         type_ == "table" and owns_table(name)
     )
 context.configure(
-    connection=attributes["connection"], target_metadata=attributes["metadata"], **options
+    connection=attributes["connection"],
+    target_metadata=attributes["metadata"],
+    include_schemas=attributes["include_schemas"],
+    **options,
 )
 with context.begin_transaction():
     context.run_migrations()
@@ -51,11 +54,12 @@ def upgrade():
 class Application:
     """An application's tables, engine and Alembic."""
 
-    def __init__(self, directory: Path, url: str) -> None:
+    def __init__(self, directory: Path, url: str, *, include_schemas: bool = False) -> None:
         (directory / "versions").mkdir(parents=True)
         (directory / "env.py").write_text(ENV)
         (directory / "versions" / "a1.py").write_text(REVISION)
         self.directory = directory
+        self.include_schemas = include_schemas
         self.engine = create_async_engine(url)
         self.metadata = sa.MetaData()
         sa.Table("orders", self.metadata, sa.Column("id", sa.Integer, primary_key=True))
@@ -78,6 +82,7 @@ class Application:
         config.attributes["connection"] = connection
         config.attributes["metadata"] = self.metadata
         config.attributes["leaves ours alone"] = leaves_ours_alone
+        config.attributes["include_schemas"] = self.include_schemas
         return config
 
 

@@ -30,6 +30,7 @@ def _column(
 
 def upgrade() -> None:
     """Create the tables."""
+    schema = op.get_context().version_table_schema
     op.create_table(
         "checkpointer_threads",
         _column("thread_id", TEXT),
@@ -38,6 +39,7 @@ def upgrade() -> None:
         _column("updated_at", TIME),
         sa.PrimaryKeyConstraint("thread_id", name="checkpointer_threads_pkey"),
         postgresql_with={"fillfactor": 50},
+        schema=schema,
     )
     op.create_table(
         "checkpointer_checkpoints",
@@ -51,9 +53,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint(
             "thread_id", "checkpoint_ns", "checkpoint_id", name="checkpointer_checkpoints_pkey"
         ),
+        schema=schema,
     )
     op.create_index(
-        "checkpointer_checkpoints_checkpoint_id_idx", "checkpointer_checkpoints", ["checkpoint_id"]
+        "checkpointer_checkpoints_checkpoint_id_idx",
+        "checkpointer_checkpoints",
+        ["checkpoint_id"],
+        schema=schema,
     )
     op.create_index(
         "checkpointer_checkpoints_run_id_idx",
@@ -61,6 +67,7 @@ def upgrade() -> None:
         ["run_id"],
         sqlite_where=sa.text("run_id IS NOT NULL"),
         postgresql_where=sa.text("run_id IS NOT NULL"),
+        schema=schema,
     )
     op.create_table(
         "checkpointer_writes",
@@ -81,6 +88,7 @@ def upgrade() -> None:
             "idx",
             name="checkpointer_writes_pkey",
         ),
+        schema=schema,
     )
     op.create_table(
         "checkpointer_chunks",
@@ -88,12 +96,14 @@ def upgrade() -> None:
         _column("digest", sa.LargeBinary()),
         _column("data", sa.LargeBinary()),
         sa.PrimaryKeyConstraint("thread_id", "digest", name="checkpointer_chunks_pkey"),
+        schema=schema,
     )
 
 
 def downgrade() -> None:
     """Drop the tables with all that is in them."""
-    op.drop_table("checkpointer_chunks")
-    op.drop_table("checkpointer_writes")
-    op.drop_table("checkpointer_checkpoints")
-    op.drop_table("checkpointer_threads")
+    schema = op.get_context().version_table_schema
+    op.drop_table("checkpointer_chunks", schema=schema)
+    op.drop_table("checkpointer_writes", schema=schema)
+    op.drop_table("checkpointer_checkpoints", schema=schema)
+    op.drop_table("checkpointer_threads", schema=schema)
