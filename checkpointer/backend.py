@@ -1,6 +1,7 @@
 """The running parts of one saver, which its clones share: loop, schema check, work, end."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from typing import Final, TypeVar, TypeVarTuple
 from weakref import finalize, ref
 
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import schema
 from checkpointer.bridge import Bridge
@@ -52,34 +54,20 @@ def _forgetting(last: LastCheckpoints) -> Callable[..., None]:
     return forget
 
 
-class Backend:
+class Backend(ABC):
     """Runs a saver's work on its database, on its event loop, with a checked schema, until closed.
 
     Args:
         database: Where checkpoints are stored.
-        cache_bytes: Bound of the chunk cache.
+        store: The statements and memories.
+        bridge: The event loop; without one, it is bound by the first call.
     """
 
-    def __init__(self, database: Database, *, cache_bytes: int) -> None:
+    def __init__(self, database: Database, store: Store, bridge: Bridge | None = None) -> None:
         self.database = database
+        self.store = store
         claim = partial(claim_pool, database.engine.sync_engine)
-        self.bridge = Bridge(self.check_open, claim, database.dispose)
-        telemetry = database.telemetry
-        cache = (
-            ChunkCache(cache_bytes)
-            if telemetry is None
-            else CountingCache(cache_bytes, telemetry.looked_up)
-        )
-        self.store = Store(queries_for(database.dialect.name), cache, LastCheckpoints())
-        self._writer = Writer(database, self.store)
-        # What comes back may have lost its last commits: a replica, or a backup. A pool that others
-        # use, too, may notice it before we do.
-        self._forget = _forgetting(self.store.last)
-        database.call_when_away(self._forget)
-        listened = (database.engine.sync_engine, "invalidate", self._forget)
-        event.listen(*listened)
-        self._unlisten = finalize(self, event.remove, *listened)
-        self._unlisten.atexit = False
+        self.bridge = bridge or Bridge(self.check_open, claim, database.dispose)
         self._schema_checked = False
         self._schema_lock = asyncio.Lock()
         self._schema_error: DatabaseUnavailableError | None = None
@@ -115,33 +103,37 @@ class Backend:
 
     async def put(self, put: Put) -> None:
         """Store a checkpoint or writes, together with what else is put at the same time."""
-        await self._operate(self._writer.put, put)
+        await self._operate(self._put, put)
 
     async def put_encoded(self, encode: Callable[[], PutCheckpoint], size: int) -> PutCheckpoint:
         """Store a checkpoint that is encoded now, from `size` bytes."""
 
         async def encode_and_put() -> PutCheckpoint:
             put = await off_loop(encode, size)
-            await self._writer.put(put)
+            await self._put(put)
             return put
 
         return await self._operate(encode_and_put)
 
+    @abstractmethod
     async def setup(self) -> None:
         """Bring the schema to the revision that this version needs."""
-        await self._operate(schema.upgrade, self.database, check_schema=False)
-        self._schema_checked = True
 
+    @abstractmethod
     async def aclose(self) -> None:
-        """Let what is under way finish, then close the engine if it is ours."""
-        self.bridge.bind()
-        self.closed = True
-        while self._under_way:
-            self._idle.clear()
-            await self._idle.wait()
-        await self._writer.drain()
-        self._unlisten()
-        await self.database.dispose()
+        """Let what is under way finish, then close what is ours."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """After `aclose`: end the background thread, if there is one of ours."""
+
+    @abstractmethod
+    async def _put(self, one: Put) -> None:
+        """Store a checkpoint or writes."""
+
+    @abstractmethod
+    async def _ensure_schema(self) -> None:
+        """Hold the schema against the revision that this version needs, before the first work."""
 
     def check_open(self) -> None:
         """Refuse calls after the end.
@@ -154,6 +146,12 @@ class Backend:
                 "found a call to a saver that was closed, expected one that is open; make another "
                 "with create_saver(...), and keep the graph's use inside its `with` block"
             )
+
+    async def _drain(self) -> None:
+        """Wait until no call is under way."""
+        while self._under_way:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _operate(
         self,
@@ -188,8 +186,67 @@ class Backend:
                 raise self._schema_error  # those who waited need not wait once more, one by one
             self._schema_error = None
             try:
-                await schema.ensure(self.database)
+                await self._ensure_schema()
             except DatabaseUnavailableError as exc:
                 self._schema_error = exc
                 raise
             self._schema_checked = True
+
+
+class EngineBackend(Backend):
+    """A backend on an engine: each unit of work is a transaction of its own.
+
+    Args:
+        database: Where checkpoints are stored.
+        cache_bytes: Bound of the chunk cache.
+    """
+
+    def __init__(self, database: Database, *, cache_bytes: int) -> None:
+        telemetry = database.telemetry
+        cache = (
+            ChunkCache(cache_bytes)
+            if telemetry is None
+            else CountingCache(cache_bytes, telemetry.looked_up)
+        )
+        queries = queries_for(database.dialect.name)
+        super().__init__(database, Store(queries, cache, LastCheckpoints()))
+        self._writer = Writer(database, self.store)
+        # What comes back may have lost its last commits: a replica, or a backup. A pool that others
+        # use, too, may notice it before we do.
+        self._forget = _forgetting(self.store.last)
+        database.call_when_away(self._forget)
+        listened = (database.engine.sync_engine, "invalidate", self._forget)
+        event.listen(*listened)
+        self._unlisten = finalize(self, event.remove, *listened)
+        self._unlisten.atexit = False
+
+    async def setup(self) -> None:
+        """Bring the schema to the revision that this version needs."""
+        await self._operate(schema.upgrade, self.database, check_schema=False)
+        self._schema_checked = True
+
+    async def aclose(self) -> None:
+        """Let what is under way finish, then close the engine if it is ours."""
+        self.bridge.bind()
+        self.closed = True
+        await self._drain()
+        await self._writer.drain()
+        self._unlisten()
+        await self.database.dispose()
+
+    def stop(self) -> None:
+        """After `aclose`: end the background thread, if there is one."""
+        self.bridge.stop()
+
+    async def _put(self, one: Put) -> None:
+        await self._writer.put(one)
+
+    async def _ensure_schema(self) -> None:
+        await schema.ensure(self.database)
+
+    def knows_schema_of(self, engine: AsyncEngine) -> bool:
+        """Whether the schema that an engine of the same pool leads to was checked already."""
+        return (
+            self._schema_checked
+            and engine.sync_engine.pool is self.database.engine.sync_engine.pool
+        )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from checkpointer.errors import InvalidInputError
 from checkpointer.execution import Connection
@@ -89,6 +89,21 @@ class Dialect(ABC):
     @abstractmethod
     async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work in one transaction on SQLAlchemy's own connection, and commit it."""
+
+    @abstractmethod
+    async def join(
+        self, connection: AsyncConnection, work: Work[T], *, schema: str | None, writes: bool
+    ) -> T:
+        """Run work inside the transaction that an application has open on its connection.
+
+        What it has written is undone if it raises, and else shares the transaction's fate.
+
+        Args:
+            connection: The application's, which nobody else uses meanwhile.
+            work: The work.
+            schema: Where the tables stand.
+            writes: Whether it may write. If not, it is not undone either.
+        """
 
     @abstractmethod
     async def drain(self) -> None:

@@ -9,7 +9,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer.allowlist import AllowedTypes
-from checkpointer.backend import Backend
+from checkpointer.backend import EngineBackend
 from checkpointer.database import PATIENCE, Database
 from checkpointer.dialects import dialect_named, dialect_of
 from checkpointer.engine import create_engine, in_schema, resolve_schema, resolve_url
@@ -98,7 +98,7 @@ def create_saver(  # noqa: PLR0913 - one argument an option
     owned = not isinstance(url_or_engine, AsyncEngine)
     saver, told = _traced(engine.url) if telemetry else (AsyncSQLAlchemySaver, None)
     database = Database(engine, owned=owned, patience=patience, timeout=timeout, telemetry=told)
-    return saver(Backend(database, cache_bytes=cache_bytes), serde=serde)
+    return saver(EngineBackend(database, cache_bytes=cache_bytes), serde=serde)
 
 
 def _traced(url: sa.URL) -> tuple[type[AsyncSQLAlchemySaver], Telemetry]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import IsolationLevel
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from checkpointer import pooler
 from checkpointer.dialect import CoreWork, Dialect, Work
@@ -118,6 +118,23 @@ class PostgreSQL(Dialect):
                     return await connection.run_sync(work)
                 async with connection.begin():
                     return await connection.run_sync(work)
+
+    async def join(
+        self, connection: AsyncConnection, work: Work[T], *, schema: str | None, writes: bool
+    ) -> T:
+        """Run work over SQLAlchemy's connection; what writes, within a savepoint."""
+
+        def work_on_core(core: sa.Connection) -> T:
+            joined = CoreConnection(core, limit, schema)
+            if not writes:
+                return work(joined)
+            with core.begin_nested():
+                return work(joined)
+
+        async with Limit(self.timeout) as limit:
+            limit.extend()
+            with wrapping_errors(connection.engine.sync_engine):
+                return await connection.run_sync(work_on_core)
 
     async def drain(self) -> None:
         """Nothing to wait for: what is cancelled is cut off."""

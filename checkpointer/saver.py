@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -17,10 +18,11 @@ from langgraph.checkpoint.base import (
     PendingWrite,
 )
 from langgraph.checkpoint.serde.types import TASKS
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from checkpointer import history
 from checkpointer.backend import off_loop
+from checkpointer.borrowed import borrow
 from checkpointer.configs import (
     Key,
     check_limit,
@@ -82,6 +84,39 @@ class AsyncSQLAlchemySaver(Maintenance):
         """
         await self._backend.aclose()
 
+    def using(self, connection: AsyncConnection | AsyncSession) -> Self:
+        """The same saver inside an application's own transaction.
+
+        All that it does is part of the transaction that is open on the connection: the caller
+        commits it or rolls it back, together with the caller's own rows. It reads what the
+        transaction has written already. Where there is no transaction yet, its first call begins
+        one, as SQLAlchemy does.
+
+        - It works on the saver's schema, and on the connection's database: of the same kind as the
+          saver's, and with the tables. It upgrades nothing, and `setup` is refused.
+        - Calls run one after the other, are never tried again, and are undone by a savepoint if
+          they raise. What then happens to the transaction is the caller's affair. A call that was
+          cancelled or cut off by the `timeout` may have ended the connection.
+        - Until the transaction ends, other savers' calls on the threads that it has changed wait
+          for it; on SQLite, all that write. So inside the transaction, use this saver alone.
+          Transactions that change several threads may deadlock: the database then fails one of
+          them, with `DatabaseBusyError`, to be rolled back and run again.
+        - Nothing is remembered of what is put here, because it may be rolled back. So each put
+          sends all chunks of its values; those that are stored already are stored once.
+        - `aclose` and `close` close nothing. Sync methods keep the rules of the saver's event loop.
+
+        Args:
+            connection: An open connection, or a session of the ORM. It may belong to another engine
+                than the saver's, and must be on the same event loop. One in AUTOCOMMIT is refused.
+
+        Raises:
+            ConfigurationError: It is sync, none of these, or of another kind of database.
+            UsageError: It is closed, or there is no running event loop.
+        """
+        clone = copy(self)
+        clone._backend = borrow(self._backend, connection)  # noqa: SLF001 - one of us
+        return clone
+
     def _call(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -95,7 +130,7 @@ class AsyncSQLAlchemySaver(Maintenance):
         with self._backend.closing:
             if not self._backend.closed:
                 self._call(self.aclose)
-                self._backend.bridge.stop()
+                self._backend.stop()
 
     async def __aenter__(self) -> Self:
         self._backend.check_open()

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from checkpointer.dialect import CoreWork, Dialect, Work
+from checkpointer.joining import join_in_worker
 from checkpointer.limits import TIMEOUT
 from checkpointer.readers import Readers
 from checkpointer.worker import READ, WRITE, Hops, run_core_in_worker, run_in_worker
@@ -93,6 +94,13 @@ class SQLite(Dialect):
         """Run work in one transaction, a writer from its start."""
         async with self._turn():
             return await self._hops.run(run_core_in_worker(engine.sync_engine, work, WRITE))
+
+    async def join(
+        self, connection: AsyncConnection, work: Work[T], *, schema: str | None, writes: bool
+    ) -> T:
+        """Run work in one hop; what writes, as a writer from its start and within a savepoint."""
+        joined = partial(join_in_worker, work=work, schema=schema, writes=writes)
+        return await connection.run_sync(joined)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

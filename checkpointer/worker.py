@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpointer.errors import DamagedDataError
@@ -204,6 +204,25 @@ async def _run(engine: sa.Engine, transact: Transact[T]) -> T:
 def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
     check_not_inherited(engine.url.database)
     pooled = engine.raw_connection()
+    try:
+        return run_in_thread(pooled, engine, transact, schema_of(engine))
+    finally:
+        # None of our transactions is open any more. A reset would be one more hop; and one more
+        # that can be cancelled, which SQLAlchemy logs as an error.
+        cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
+
+
+def run_in_thread(
+    pooled: PoolProxiedConnection, engine: sa.Engine, transact: Transact[T], schema: str | None
+) -> T:
+    """Run something in a pooled connection's own thread, which has ended when this returns.
+
+    Args:
+        pooled: The connection.
+        engine: The engine that has lent it.
+        transact: Gets the connection, and the hop that tells whether it is wanted still.
+        schema: Where the tables stand.
+    """
     driver = cast("Any", pooled.driver_connection)
 
     def run(hop: Hop[T]) -> T:
@@ -213,7 +232,7 @@ def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
             raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
             note_open_file(raw, engine.url.database)
             connection = pooled.info[_CONNECTION] = WorkerConnection(raw, engine.dialect)
-        connection.schema = schema_of(engine)  # engines with several may share a pool
+        connection.schema = schema  # engines with several may share a pool
         return transact(connection, hop)
 
     hop = Hop(run)
@@ -226,10 +245,6 @@ def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
         hop.unwanted = True
         _wait_for_thread(driver)
         raise
-    finally:
-        # None of our transactions is open any more. A reset would be one more hop; and one more
-        # that can be cancelled, which SQLAlchemy logs as an error.
-        cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
 
 
 def _wait_for_thread(driver: Any) -> None:

@@ -4,7 +4,8 @@ And the random operations that both are given.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,6 +109,14 @@ async def digests(saver: AsyncSQLAlchemySaver, thread: str) -> tuple[set[bytes],
 class Model(InMemorySaver):
     """`InMemorySaver`, with copying, pruning and deleting by runs, on its dicts."""
 
+    def state(self) -> object:
+        """All that is stored, for `restore`."""
+        return deepcopy((self.storage, self.writes, self.blobs))
+
+    def restore(self, state: Any) -> None:
+        """Go back to what was stored."""
+        self.storage, self.writes, self.blobs = state
+
     def copy_all(self, source: str, target: str) -> None:
         """Copy a thread."""
         if source == target:
@@ -203,6 +212,35 @@ class PutWrites:
         return (self.thread, self.ns, self.id, self.task)
 
 
+@dataclass(frozen=True)
+class Removal:
+    """A thread to delete, to prune, to copy over another, or of which a run is deleted."""
+
+    how: str
+    thread: str
+    other: str
+    run_id: str
+
+    async def run(self, saver: BaseCheckpointSaver[str]) -> None:
+        """Do it, in the model or in our saver."""
+        if isinstance(saver, Model):
+            done: dict[str, Callable[[], object]] = {
+                "delete": lambda: saver.delete_thread(self.thread),
+                "prune": lambda: saver.keep_latest(self.thread),
+                "copy": lambda: saver.copy_all(self.thread, self.other),
+                "runs": lambda: saver.drop_runs([self.run_id]),
+            }
+            done[self.how]()
+        elif self.how == "delete":
+            await saver.adelete_thread(self.thread)
+        elif self.how == "prune":
+            await saver.aprune([self.thread])
+        elif self.how == "copy":
+            await saver.acopy_thread(self.thread, self.other)
+        else:
+            await saver.adelete_for_runs([self.run_id])
+
+
 def noise(size: int, edit_at: int) -> bytes:
     """The same bytes each time but for one, so that most chunks are shared."""
     data = bytearray(NOISE[:size])
@@ -275,4 +313,11 @@ put_writes = st.builds(
         ),
         max_size=4,
     ),
+)
+removals = st.builds(
+    Removal,
+    how=st.sampled_from(["delete", "prune", "copy", "runs"]),
+    thread=threads,
+    other=threads,
+    run_id=runs,
 )

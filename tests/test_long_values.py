@@ -356,7 +356,7 @@ async def test_a_put_encoded_before_the_database_was_lost_sends_all(
     """Chunks that it left out may be among the commits that a replica has not got."""
     messages = longer([], 60)
     at = await put(saver, THREAD, "1", messages=messages)
-    writer = saver._backend._writer  # noqa: SLF001
+    writer = vars(saver._backend)["_writer"]  # noqa: SLF001
     original = writer.put
 
     async def lose_first(one: Put) -> None:

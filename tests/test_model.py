@@ -32,6 +32,7 @@ from model import (
     Model,
     PutCheckpoint,
     PutWrites,
+    Removal,
     config,
     conversation,
     digests,
@@ -43,6 +44,7 @@ from model import (
     new_checkpoint,
     put_writes,
     puts,
+    removals,
     rows_of,
     runs,
     threads,
@@ -54,6 +56,7 @@ from checkpointer.tables import checkpoints, chunks, writes
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[BaseCheckpointSaver[str]], Awaitable[Any]]
+Operation: TypeAlias = PutCheckpoint | PutWrites | Removal
 
 
 class Agreement(RuleBasedStateMachine):
@@ -190,6 +193,44 @@ class Agreement(RuleBasedStateMachine):
         self.model.drop_runs(run_ids)
         self.run(self.saver.adelete_for_runs(run_ids))
 
+    @rule(
+        parts=st.lists(
+            st.tuples(st.lists(puts | put_writes | removals, max_size=3), st.booleans()),
+            min_size=1,
+            max_size=3,
+        ),
+        commit=st.booleans(),
+    )
+    def use_a_connection(self, parts: list[tuple[list[Operation], bool]], *, commit: bool) -> None:
+        """Do things in an application's transaction; each part in a savepoint, undone or not.
+
+        What was undone is done once more.
+        """
+        again = [(one, done) for one, kept in parts for done in ([True] if kept else [False, True])]
+        self.run(self._use_a_connection(again, commit=commit))
+
+    async def _use_a_connection(
+        self, parts: list[tuple[list[Operation], bool]], *, commit: bool
+    ) -> None:
+        async with self.saver.engine.connect() as connection:
+            mine = self.saver.using(connection)
+            begun = self.model.state()
+            for operations, kept in parts:
+                savepoint, before = await connection.begin_nested(), self.model.state()
+                for operation in operations:
+                    work = self._change(operation)
+                    await work(self.model)
+                    await work(mine)
+                assert await listed(mine, None) == self._expected(None)
+                if kept:
+                    await savepoint.commit()
+                else:
+                    await savepoint.rollback()
+                    self.model.restore(before)
+            await (connection.commit() if commit else connection.rollback())
+            if not commit:
+                self.model.restore(begun)
+
     @rule(repair=st.booleans())
     def verify(self, *, repair: bool) -> None:
         """Find nothing damaged, and tell exactly which chunks nothing names."""
@@ -239,6 +280,10 @@ class Agreement(RuleBasedStateMachine):
     def all_is_equal(self) -> None:
         assert self.run(listed(self.saver, None)) == self._expected(None)
         assert self._count(writes) == sum(map(len, self.model.writes.values()))
+
+    def _change(self, operation: Operation) -> Work:
+        """Any operation, to be done by any saver."""
+        return operation.run if isinstance(operation, Removal) else self._work(operation)
 
     def _work(self, operation: PutCheckpoint | PutWrites) -> Work:
         """The operation, to be done by any saver."""
