@@ -25,6 +25,15 @@ from checkpointer.errors import (
 )
 from checkpointer.factory import create_saver
 from checkpointer.problems import Problem, ProblemKind, Verification
+from checkpointer.reports import (
+    PruneReport,
+    RetentionPolicy,
+    Stats,
+    TableStats,
+    ThreadInfo,
+    ThreadPage,
+    ThreadPrune,
+)
 from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.serde import LosslessSerializer, StrictSerializer
 from checkpointer.tables import owns_table
@@ -44,14 +53,21 @@ __all__ = [
     "LosslessSerializer",
     "Problem",
     "ProblemKind",
+    "PruneReport",
+    "RetentionPolicy",
     "SaverClosedError",
     "SchemaError",
     "SchemaMissingError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "SerializationError",
+    "Stats",
     "StrictSerializer",
     "SyncCallError",
+    "TableStats",
+    "ThreadInfo",
+    "ThreadPage",
+    "ThreadPrune",
     "UsageError",
     "Verification",
     "create_saver",

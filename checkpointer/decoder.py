@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from langgraph.checkpoint.base import CheckpointTuple, PendingWrite, writes_sort_key
@@ -12,10 +13,10 @@ from checkpointer.configs import config_for
 from checkpointer.errors import InvalidInputError, SerializationError
 from checkpointer.identifiers import text_of
 from checkpointer.manifest import FormatError, Manifest, Value
+from checkpointer.planning import Node
 from checkpointer.projection import project
 from checkpointer.quoting import quoted
 from checkpointer.records import StoredCheckpoint, StoredWrite
-from checkpointer.threads import Node
 
 COUNTERS: Final = "counters_since_delta_snapshot"
 """Metadata that names the delta channels that were not snapshotted in a checkpoint."""
@@ -140,12 +141,31 @@ def node_of(metadata: Mapping[str, Any], manifest: Manifest, parent: str | None)
         parent: The id of its parent.
     """
     counters = metadata.get(COUNTERS)
-    parents = metadata.get("parents")
-    root = parents.get("") if isinstance(parents, Mapping) else None
     return Node(
         parent=parent,
         stored=frozenset(project(dict.fromkeys(manifest.channels))),
         replayed=frozenset(counters if isinstance(counters, Mapping) else ()),
-        root=root if isinstance(root, str) else None,
+        root=root_of(metadata),
         sends_parent=parent if manifest.version < 4 else None,  # noqa: PLR2004
     )
+
+
+def root_of(metadata: Mapping[str, Any]) -> str | None:
+    """The id of the root graph's checkpoint that a subgraph's started from.
+
+    Args:
+        metadata: The projection of its metadata.
+    """
+    parents = metadata.get("parents")
+    root = parents.get("") if isinstance(parents, Mapping) else None
+    return root if isinstance(root, str) else None
+
+
+def time_in(checkpoint: object) -> datetime | None:
+    """When a checkpoint was made, by its own `ts`; `None` where that cannot be told."""
+    ts = checkpoint.get("ts") if isinstance(checkpoint, Mapping) else None
+    try:
+        made = datetime.fromisoformat(ts) if isinstance(ts, str) else None
+    except ValueError:
+        return None
+    return made if made and made.tzinfo else None

@@ -122,6 +122,10 @@ class Dialect(ABC):
         """Whether a JSON column contains the object bound as `name`: PostgreSQL's `@>`."""
 
     @abstractmethod
+    def json_size(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """The stored bytes of a JSON column."""
+
+    @abstractmethod
     def lock_schema(self, connection: sa.Connection) -> None:
         """Within a transaction: let only one migration of this database run at a time."""
 

@@ -1,43 +1,21 @@
-"""What is done to whole threads: deleting, copying, pruning, verifying."""
+"""What is done to whole threads: deleting, copying, verifying."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final
 
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import TASKS
-
-from checkpointer import threads, verification
-from checkpointer.backend import Backend
-from checkpointer.decoder import node_of
-from checkpointer.errors import (
-    DamagedDataError,
-    DatabaseError,
-    InvalidInputError,
-)
+from checkpointer import copying, threads, verification
+from checkpointer.decoder import root_of
+from checkpointer.errors import DamagedDataError, DatabaseError
 from checkpointer.faults import means_damage
-from checkpointer.identifiers import identifier, identifiers, text_of
+from checkpointer.housekeeping import Housekeeping
+from checkpointer.identifiers import text_of
 from checkpointer.problems import Problem, ProblemKind, Verification
-from checkpointer.quoting import quoted
-from checkpointer.serde import LosslessSerializer
-from checkpointer.twins import SyncTwins
-
-STRATEGIES: Final = ("keep_latest", "delete")
 
 
-class Maintenance(SyncTwins):
-    """The half of the saver that knows threads, and not what their checkpoints hold.
-
-    Args:
-        backend: The running parts, shared by clones of this saver.
-        serde: How values become bytes; without one, LangGraph's own, made lossless.
-    """
-
-    def __init__(self, backend: Backend, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(serde=serde or LosslessSerializer())
-        self._backend = backend
+class Maintenance(Housekeeping):
+    """The half of the saver that knows threads, and not what their checkpoints hold."""
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread; nothing happens if there is none."""
@@ -63,41 +41,34 @@ class Maintenance(SyncTwins):
                     partial(threads.delete_runs, store=store, thread_id=thread_id, run_ids=run_ids)
                 )
 
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy all checkpoints and writes of a thread, inside the database.
+    async def acopy_thread(
+        self, source_thread_id: str, target_thread_id: str, *, checkpoint_id: str | None = None
+    ) -> None:
+        """Copy the checkpoints and writes of a thread, inside the database.
 
         Checkpoints and writes of the target with the same keys are replaced; its others stay.
+
+        Args:
+            source_thread_id: The thread to copy from.
+            target_thread_id: The thread to copy into.
+            checkpoint_id: One of the root namespace: copy the thread as it stood there, with all
+                writes to that checkpoint. That is the checkpoint and its ancestors; of subgraph
+                calls, those that started from one of them; of subgraphs with a memory, what was
+                made before it on whichever fork, and what started from it. Without one, all.
+
+        Raises:
+            InvalidInputError: The source has no such checkpoint.
         """
         source = self._identifier("thread_id", source_thread_id)
         target = self._identifier("thread_id", target_thread_id)
         store = self._backend.store
-        await self._backend.write(
-            partial(threads.copy_thread, store=store, source=source, target=target)
-        )
-
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Delete checkpoints that are no longer needed, one transaction a thread.
-
-        Args:
-            thread_ids: The threads.
-            strategy: `"keep_latest"` keeps the latest checkpoint of each namespace, and the
-                ancestors that a `DeltaChannel` of it is rebuilt from; it drops the namespaces of
-                subgraph calls that have finished. `"delete"` deletes the threads.
-        """
-        thread_ids = self._identifiers("thread_id", thread_ids)
-        store = self._backend.store
-        if strategy not in STRATEGIES:
-            raise InvalidInputError(
-                f"found the prune strategy {quoted(strategy)}, expected one of "
-                f"{', '.join(STRATEGIES)}"
-            )
-        if strategy == "delete":
-            work = partial(threads.delete_thread, store=store)
+        if checkpoint_id is None:
+            work = partial(copying.copy_thread, store=store, source=source, target=target)
         else:
-            work = partial(threads.keep_latest, store=store, node_of=node_of, sends_channel=TASKS)
-        with self._backend.call():
-            for thread_id in thread_ids:
-                await self._backend.write(partial(work, thread_id=thread_id))
+            name = self._identifier("checkpoint_id", checkpoint_id)
+            copy = partial(copying.copy_up_to, store=store, source=source, target=target)
+            work = partial(copy, checkpoint_id=name, root_of=root_of)
+        await self._backend.write(work)
 
     async def averify(
         self,
@@ -168,9 +139,3 @@ class Maintenance(SyncTwins):
         with suppress(Exception):  # no damage: another serde may have stored it
             return text_of("checkpoint_id", self.serde.loads_typed((type_, data))["id"])
         return None
-
-    def _identifier(self, kind: str, value: object) -> str:
-        return identifier(kind, value, self._backend.database.dialect)
-
-    def _identifiers(self, kind: str, values: Sequence[object]) -> Sequence[str]:
-        return identifiers(kind, values, self._backend.database.dialect)

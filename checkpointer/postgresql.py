@@ -156,6 +156,10 @@ class PostgreSQL(Dialect):
         contained = sa.bindparam(name, type_=postgresql.JSONB(none_as_null=False))
         return column.bool_op("@>")(contained)
 
+    def json_size(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """As it stands in the row, without reading it."""
+        return sa.func.pg_column_size(column, type_=sa.Integer)
+
     def lock_schema(self, connection: sa.Connection) -> None:
         """A transaction's advisory lock: a session's would outlive it behind a pooler."""
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))

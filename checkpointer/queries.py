@@ -15,7 +15,7 @@ from checkpointer.arrays import AnySelect
 from checkpointer.dialect import Dialect
 from checkpointer.dialects import dialect_named
 from checkpointer.tables import checkpoints, chunks, threads, writes
-from checkpointer.upserts import replacing, touching
+from checkpointer.upserts import copying, replacing, touching
 
 CHECKPOINT_KEY = (
     checkpoints.c.checkpoint_id,
@@ -169,9 +169,9 @@ class Queries:
 
     def _build_copies(self) -> None:
         self.copy_thread = [
-            self._copy(chunks).on_conflict_do_nothing(),
-            replacing(self._copy(checkpoints)),
-            replacing(self._copy(writes)),
+            copying(self.dialect, chunks).on_conflict_do_nothing(),
+            replacing(copying(self.dialect, checkpoints)),
+            replacing(copying(self.dialect, writes)),
         ]
 
     def _build_verifications(self) -> None:
@@ -274,15 +274,6 @@ class Queries:
             _same(table, "thread_id", "checkpoint_ns"),
             self.dialect.is_any_of(column, "checkpoint_ids"),
         )
-
-    def _copy(self, table: sa.Table) -> Any:
-        columns = [column.name for column in table.c]
-        source = sa.select(
-            bindparam("target", type_=table.c.thread_id.type),
-            *(table.c[name] for name in columns if name != "thread_id"),
-        ).where(table.c.thread_id == bindparam("source"))
-        ordered = ["thread_id", *(name for name in columns if name != "thread_id")]
-        return self.dialect.insert(table).from_select(ordered, source)
 
 
 _KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")

@@ -138,6 +138,10 @@ class SQLite(Dialect):
         contained = sa.bindparam(name, type_=sa.JSON(none_as_null=False))
         return sa.func.checkpointer_contains(column, contained, type_=sa.Boolean) == sa.true()
 
+    def json_size(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Its text in UTF-8."""
+        return sa.func.length(sa.cast(column, sa.LargeBinary), type_=sa.Integer)
+
     def lock_schema(self, connection: sa.Connection) -> None:
         """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -16,6 +17,7 @@ from langgraph.checkpoint.base import (
 )
 
 from checkpointer.problems import Verification
+from checkpointer.reports import PruneReport, RetentionPolicy, Stats, ThreadPage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +64,50 @@ class SyncTwins(BaseCheckpointSaver[str]):
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Tell what is wrong with what is stored."""
+
+    @abstractmethod
+    async def alist_threads(  # noqa: PLR0913 - one condition each
+        self,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        order: str = "-updated_at",
+        updated_before: datetime | None = None,
+        updated_after: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ThreadPage:
+        """A page of threads."""
+
+    @abstractmethod
+    async def astats(self, thread_id: str | None = None, *, largest: int = 10) -> Stats:
+        """Rows and bytes, by table and by thread."""
+
+    @abstractmethod
+    async def aprune(  # type: ignore[override]  # the base class's returns nothing
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Delete checkpoints that are no longer needed."""
+
+    @abstractmethod
+    async def aretain(
+        self,
+        policy: RetentionPolicy,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> PruneReport:
+        """Delete over all threads what a policy lets go."""
+
+    @abstractmethod
+    async def acopy_thread(
+        self, source_thread_id: str, target_thread_id: str, *, checkpoint_id: str | None = None
+    ) -> None:
+        """Copy the checkpoints and writes of a thread."""
 
     def __enter__(self) -> Self:
         self._call(self._start)
@@ -126,13 +172,61 @@ class SyncTwins(BaseCheckpointSaver[str]):
         """The sync twin of `adelete_for_runs`."""
         self._call(self.adelete_for_runs, run_ids)
 
-    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+    def copy_thread(
+        self, source_thread_id: str, target_thread_id: str, *, checkpoint_id: str | None = None
+    ) -> None:
         """The sync twin of `acopy_thread`."""
-        self._call(self.acopy_thread, source_thread_id, target_thread_id)
+        copy = self.acopy_thread
+        self._call(copy, source_thread_id, target_thread_id, checkpoint_id=checkpoint_id)
 
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    def prune(  # type: ignore[override]  # the base class's returns nothing
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
         """The sync twin of `aprune`."""
-        self._call(self.aprune, thread_ids, strategy=strategy)
+        prune = self.aprune
+        return self._call(
+            prune, thread_ids, strategy=strategy, keep_last=keep_last, dry_run=dry_run
+        )
+
+    def retain(
+        self,
+        policy: RetentionPolicy,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> PruneReport:
+        """The sync twin of `aretain`. `progress` is called on the saver's event loop."""
+        return self._call(self.aretain, policy, dry_run=dry_run, progress=progress)
+
+    def list_threads(  # noqa: PLR0913 - one condition each
+        self,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        order: str = "-updated_at",
+        updated_before: datetime | None = None,
+        updated_after: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ThreadPage:
+        """The sync twin of `alist_threads`."""
+        return self._call(
+            self.alist_threads,
+            limit=limit,
+            after=after,
+            order=order,
+            updated_before=updated_before,
+            updated_after=updated_after,
+            metadata=metadata,
+        )
+
+    def stats(self, thread_id: str | None = None, *, largest: int = 10) -> Stats:
+        """The sync twin of `astats`."""
+        return self._call(self.astats, thread_id, largest=largest)
 
     def verify(
         self,

@@ -1,6 +1,21 @@
-"""What an INSERT does where a row with its key is there already."""
+"""INSERTs of rows that may be there already, and of rows of another thread."""
 
 from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import bindparam
+
+from checkpointer.dialect import Dialect
+
+
+def copying(dialect: Dialect, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> Any:
+    """An INSERT into the thread `target` of the rows of `source` that meet the conditions."""
+    others = [column for column in table.c if column.name != "thread_id"]
+    source = sa.select(bindparam("target", type_=table.c.thread_id.type), *others).where(
+        table.c.thread_id == bindparam("source"), *conditions
+    )
+    names = ["thread_id", *(column.name for column in others)]
+    return dialect.insert(table).from_select(names, source)
 
 
 def replacing(insert: Any) -> Any:

@@ -42,7 +42,13 @@ ORDER = (
     "store",
     "puts",
     "history",
+    "planning",
     "threads",
+    "reports",
+    "inventory",
+    "surveying",
+    "retention",
+    "copying",
     "problems",
     "soundness",
     "verification",
@@ -60,7 +66,9 @@ ORDER = (
     "configs",
     "encoder",
     "decoder",
+    "arguments",
     "twins",
+    "housekeeping",
     "maintenance",
     "saver",
     "tracing",
@@ -78,6 +86,7 @@ LANGGRAPH = {
     "encoder",
     "decoder",
     "twins",
+    "housekeeping",
     "maintenance",
     "saver",
     "factory",
@@ -85,7 +94,18 @@ LANGGRAPH = {
 }
 """The modules that know LangGraph and LangChain; the others know bytes and strings."""
 
-PURE = {"errors", "problems", "quoting", "tables", "projection", "chunking", "manifest", "cache"}
+PURE = {
+    "errors",
+    "problems",
+    "planning",
+    "reports",
+    "quoting",
+    "tables",
+    "projection",
+    "chunking",
+    "manifest",
+    "cache",
+}
 """The modules that do no input or output, and know no event loop."""
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
