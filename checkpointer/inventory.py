@@ -165,9 +165,11 @@ def _page(column: str, *, descending: bool, cursor: bool, bounds: Collection[str
 def _with_metadata(dialect: Dialect) -> AnySelect:
     """Those of `thread_ids` that have a checkpoint whose metadata contains `filter`."""
     contained = dialect.json_contains(checkpoints.c.metadata, "filter")
-    one = sa.select(sa.literal(1)).where(checkpoints.c.thread_id == threads.c.thread_id, contained)
+    in_thread = checkpoints.c.thread_id == threads.c.thread_id
+    # With a limit, which EXISTS has not: PostgreSQL would join, and read other threads' as well.
+    one = sa.select(sa.literal_column("1", sa.Integer)).where(in_thread, contained).limit(1)
     named = dialect.is_any_of(threads.c.thread_id, "thread_ids")
-    return sa.select(threads.c.thread_id).where(named, sa.exists(one))
+    return sa.select(threads.c.thread_id).where(named, one.scalar_subquery().is_not(None))
 
 
 def stored_size(dialect: Dialect, table: sa.Table) -> sa.ColumnElement[int]:
