@@ -4,9 +4,10 @@ And the random operations that both are given.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import sqlalchemy as sa
@@ -147,26 +148,58 @@ class Model(InMemorySaver):
                 gone = [id_of(one) for one in found if one.metadata.get("run_id") in run_ids]
                 self.drop(thread, ns, gone)
 
-    def keep_latest(self, thread: str) -> None:
-        """Prune one thread."""
+    def keep(
+        self,
+        thread: str,
+        keep_last: int | None = None,
+        protected: Collection[str] | None = None,
+    ) -> None:
+        """Prune one thread: to the latest, to the latest few, or by a policy that protects ids."""
         found = {
             ns: {id_of(one): one for one in self.list(config(thread, ns))}
             for ns in list(self.storage.get(thread, {}))
         }
-        kept = {ns: self._needed(in_ns) for ns, in_ns in found.items() if in_ns}
-        for ns, ids in kept.items():
-            root = found[ns][max(ids)].metadata.get("parents", {}).get("")
-            if ":" in ns and root in found.get("", ()) and root not in kept.get("", ()):
-                self.drop(thread, ns, found[ns])
+        found = {ns: in_ns for ns, in_ns in found.items() if in_ns}
+        wanted = {ns: set(sorted(in_ns)[-(keep_last or 1) :]) for ns, in_ns in found.items()}
+        if protected is not None:
+            for ns, in_ns in found.items():
+                parents = {parent_of(one) for one in in_ns.values()}
+                wanted[ns] |= {
+                    name
+                    for name, one in in_ns.items()
+                    if name in protected or (name not in parents and _waits(one))
+                }
+        if keep_last is not None:
+            for root, ns in product(wanted.get("", ()), found):
+                if ns and ":" not in ns:
+                    wanted[ns] |= set(sorted(name for name in found[ns] if name < root)[-1:])
+        self._drop_unneeded(thread, found, wanted, protected or ())
+
+    def _drop_unneeded(
+        self,
+        thread: str,
+        found: dict[str, dict[str, CheckpointTuple]],
+        wanted: dict[str, set[str]],
+        protected: Collection[str],
+    ) -> None:
+        def needed(ns: str) -> set[str]:
+            return {name for one in wanted[ns] for name in self._needed(found[ns], one)}
+
+        kept = needed("") if "" in found else set()
+        for ns, in_ns in found.items():
+            root = in_ns[max(in_ns)].metadata.get("parents", {}).get("")
+            finished = ":" in ns and root in found.get("", ()) and root not in kept
+            if finished:
+                wanted[ns] = in_ns.keys() & set(protected)
+            self.drop(thread, ns, in_ns.keys() - needed(ns))
+            if finished and not wanted[ns]:
                 for key in [key for key in self.writes if key[:2] == (thread, ns)]:
                     del self.writes[key]
-            else:
-                self.drop(thread, ns, found[ns].keys() - ids)
 
     @staticmethod
-    def _needed(found: dict[str, CheckpointTuple]) -> set[str]:
-        """The latest checkpoint, and the ancestors that its delta channels are rebuilt from."""
-        head = found[max(found)]
+    def _needed(found: dict[str, CheckpointTuple], name: str) -> set[str]:
+        """A checkpoint, and the ancestors that its delta channels are rebuilt from."""
+        head = found[name]
         counters = head.metadata.get("counters_since_delta_snapshot", {})
         needed, missing = {id_of(head)}, counters.keys() - head.checkpoint["channel_values"].keys()
         parent = parent_of(head)
@@ -175,6 +208,11 @@ class Model(InMemorySaver):
             missing -= found[parent].checkpoint["channel_values"].keys()
             parent = parent_of(found[parent])
         return needed
+
+
+def _waits(found: CheckpointTuple) -> bool:
+    """Whether an interrupt was written to a checkpoint."""
+    return any(channel == INTERRUPT for _, channel, _ in found.pending_writes or ())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from schemas import execute, query
-from storing import LARGE, config, put, statements
+from storing import LARGE, checkpoint, config, put, statements
 from test_bad_input import assert_explains
 from test_statements import KEYS, explain
 from test_statements import fill as store_line
@@ -26,7 +26,7 @@ from checkpointer import (
     tables,
 )
 from checkpointer.chunking import Tree
-from checkpointer.manifest import decode_manifest, decode_value
+from checkpointer.manifest import Value, decode_manifest, decode_value
 
 Saver = AsyncSQLAlchemySaver
 
@@ -218,7 +218,7 @@ async def test_statistics_count_rows_bytes_and_what_is_saved(
     await put(saver, config("small"), "1", a=1)
     whole, one = await saver.astats(), await saver.astats("large")
     assert {name: table.rows for name, table in whole.tables.items()} == {
-        name.removeprefix("checkpointer_"): count
+        str(name).removeprefix("checkpointer_"): count
         for (name, count) in query(
             database_url,
             " UNION ALL ".join(
@@ -243,7 +243,7 @@ async def test_statistics_count_rows_bytes_and_what_is_saved(
 
 def logical_bytes(url: str) -> int:
     """The bytes of all values, told from the rows alone."""
-    values = []
+    values: list[Value] = []
     for (manifest,) in query(url, "SELECT manifest FROM checkpointer_checkpoints"):
         assert isinstance(manifest, bytes)
         values += decode_manifest(manifest).values()
@@ -357,19 +357,7 @@ async def test_no_value_is_read(saver: Saver) -> None:
 
 def test_the_sync_twins_tell_the_same(migrated_url: str) -> None:
     with create_saver(migrated_url) as saver:
-        saver.put(
-            config("a"),
-            {
-                "v": 4,
-                "id": "1",
-                "ts": "",
-                "channel_values": {},
-                "channel_versions": {},
-                "versions_seen": {},
-            },
-            {"step": 1},
-            {},
-        )  # type: ignore[typeddict-item]
+        saver.put(config("a"), checkpoint("1", {}), {"step": 1}, {})
         page = saver.list_threads(limit=1, order="thread_id", metadata={"step": 1})
         assert [one.thread_id for one in page.threads] == ["a"]
         assert saver.stats("a").tables["checkpoints"].rows == 1

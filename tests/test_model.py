@@ -51,7 +51,7 @@ from model import (
     where,
 )
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver
+from checkpointer import AsyncSQLAlchemySaver, PruneReport, RetentionPolicy, create_saver
 from checkpointer.tables import checkpoints, chunks, writes
 
 T = TypeVar("T")
@@ -173,20 +173,47 @@ class Agreement(RuleBasedStateMachine):
         self.model.copy_all(source, to)
         self.run(self.saver.acopy_thread(source, to))
 
-    @rule(pruned=st.lists(threads, unique=True, min_size=1, max_size=2), put=st.none() | puts)
-    def keep_latest(self, pruned: list[str], put: PutCheckpoint | None) -> None:
+    @rule(
+        pruned=st.lists(threads, unique=True, min_size=1, max_size=2),
+        put=st.none() | puts,
+        keep_last=st.none() | st.integers(1, 3),
+    )
+    def keep_latest(
+        self, pruned: list[str], put: PutCheckpoint | None, keep_last: int | None = None
+    ) -> None:
         """Prune threads, while a checkpoint is put in another."""
-        before = {thread: len(self._expected(config(thread))) for thread in pruned}
         works = [self._work(put)] if put and put.thread not in pruned else []
         for work in works:
             self.run(self._all([work(self.model)]))
         for thread in pruned:
-            self.model.keep_latest(thread)
-        self.run(self._all([self.saver.aprune(pruned), *(work(self.saver) for work in works)]))
+            self.model.keep(thread, keep_last)
+        planned = self.run(self.saver.aprune(pruned, keep_last=keep_last, dry_run=True))
+        prune = self.saver.aprune(pruned, keep_last=keep_last)
+        self.run(self._all([self._reported(prune, planned), *(work(self.saver) for work in works)]))
         for thread in pruned:
-            if len(self._expected(config(thread))) < before[thread]:
-                stored, live = self.run(digests(self.saver, thread))
-                assert stored == live
+            stored, live = self.run(digests(self.saver, thread))
+            assert stored == live
+
+    @rule(
+        keep_last=st.integers(1, 3),
+        protected_threads=st.sets(threads, max_size=2),
+        protected=st.sets(ids, max_size=3),
+    )
+    def retain(self, keep_last: int, protected_threads: set[str], protected: set[str]) -> None:
+        """Prune all threads, but for what is protected."""
+        policy = RetentionPolicy(
+            keep_last=keep_last,
+            protected_threads=protected_threads,
+            protected_checkpoints=protected,
+        )
+        for thread in {*THREADS} - protected_threads:
+            self.model.keep(thread, keep_last, protected)
+        planned = self.run(self.saver.aretain(policy, dry_run=True))
+        self.run(self._reported(self.saver.aretain(policy), planned))
+
+    async def _reported(self, prune: Awaitable[PruneReport], planned: PruneReport) -> None:
+        """What was planned is what is done."""
+        assert replace(planned, dry_run=False) == await prune
 
     @rule(run_ids=st.lists(runs, max_size=2))
     def delete_for_runs(self, run_ids: list[str]) -> None:

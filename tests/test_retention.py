@@ -445,7 +445,7 @@ async def test_what_is_protected_must_be_an_id(saver: Saver) -> None:
     await line(saver, config(), "1", "2")
     for options in ({"protected_threads": [b"x"]}, {"protected_checkpoints": [object()]}):
         with pytest.raises(InvalidInputError):
-            await saver.aretain(RetentionPolicy(keep_last=1, **options))  # type: ignore[arg-type]
+            await saver.aretain(RetentionPolicy(keep_last=1, **options))
     number: Any = 1
     await saver.aretain(RetentionPolicy(keep_last=1, protected_checkpoints=[number]))
     assert await ids(saver) == ["1", "2"]

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from schemas import execute
 from storing import TABLES, Statement, config, put, statements
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver, tables
+from checkpointer import AsyncSQLAlchemySaver, RetentionPolicy, create_saver, tables
 
 Saver = AsyncSQLAlchemySaver
 
@@ -238,12 +238,26 @@ class TestDeletes:
         taken = await run(saver.aprune(["a thread"]))
         assert len(taken) <= 14
 
+    async def test_pruning_a_thread_to_the_last_few(self, saver: Saver, count: int) -> None:
+        planned = await run(saver.aprune(["a thread"], keep_last=2, dry_run=True))
+        assert all(one.startswith("SELECT") for one in planned)
+        taken = await run(saver.aprune(["a thread"], keep_last=2))
+        assert len(taken) <= 14
+
+    async def test_retaining(self, saver: Saver, count: int) -> None:
+        await put(saver, config("short"), "1", a=LARGE)
+        policy = RetentionPolicy(keep_last=2, idle_for=timedelta(days=1))
+        # Three for the page of threads, one for the end, one that asks again whether it is idle.
+        assert len(await run(saver.aretain(policy))) <= 14 + 5
+
     async def test_deleting_runs(self, saver: Saver, count: int) -> None:
         taken = await run(saver.adelete_for_runs(["run 0"]))
         assert len(taken) <= 14
 
     async def test_copying_a_thread(self, saver: Saver, count: int) -> None:
         assert len(await run(saver.acopy_thread("a thread", "another"))) <= 7
+        up_to = saver.acopy_thread("a thread", "another", checkpoint_id=f"{count - 1:03}")
+        assert len(await run(up_to)) <= 14
 
 
 HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
@@ -266,7 +280,16 @@ HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
     "adelete_thread": lambda saver: saver.adelete_thread("a thread"),
     "aprune": lambda saver: saver.aprune(["a thread"]),
     "aprune, delete": lambda saver: saver.aprune(["a thread"], strategy="delete"),
+    "aprune, keep_last": lambda saver: saver.aprune(["a thread"], keep_last=3),
+    "aprune, dry run": lambda saver: saver.aprune(["a thread"], dry_run=True),
+    "aprune, delete, dry run": lambda saver: saver.aprune(
+        ["a thread"], strategy="delete", dry_run=True
+    ),
+    "astats": lambda saver: saver.astats("a thread"),
     "acopy_thread": lambda saver: saver.acopy_thread("a thread", "another"),
+    "acopy_thread, up to": lambda saver: saver.acopy_thread(
+        "a thread", "another", checkpoint_id="02"
+    ),
     "adelete_for_runs": lambda saver: saver.adelete_for_runs(["run 1", "run 2"]),
 }
 
@@ -317,6 +340,18 @@ async def test_hot_statements_scan_no_table_however_many_rows_it_has(
             for table, condition in explain(database_url, statement, scans=True):
                 assert KEYS.search(condition), f"{name}: {table}: {condition!r}\n{statement.sql}"
         await saver.acopy_thread("copy 1", "a thread")
+
+
+async def test_retention_scans_no_more_than_threads(saver: Saver, database_url: str) -> None:
+    await fill(saver, 30)
+    for number in range(300):
+        await saver.acopy_thread("a thread", f"copy {number}")
+    execute(database_url, "ANALYZE")
+    policy = RetentionPolicy(keep_last=1000, max_age=timedelta(days=1), idle_for=timedelta(days=1))
+    for statement in await sent(saver, lambda cold: cold.aretain(policy)):
+        for table, condition in explain(database_url, statement, scans=True):
+            if "checkpointer_threads" not in table:
+                assert KEYS.search(condition), f"{table}: {condition!r}\n{statement.sql}"
 
 
 async def test_a_list_over_all_threads_walks_an_index(saver: Saver, database_url: str) -> None:
