@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.types import StateSnapshot
 from model import id_of, listed
 from scenarios import SCENARIOS, play
 from scripted import Normaliser
@@ -62,12 +63,14 @@ async def test_a_copy_up_to_a_checkpoint_holds_what_belongs_to_it(
     fork = await line(saver, two, "3")
     await line(saver, config(checkpoint_ns="call:3"), "3.5", root="3")
     await line(saver, config(checkpoint_id="1.5", checkpoint_ns="memory"), "3.6", root="3")
+    await line(saver, config(checkpoint_ns="more memory"), "3.7", root="3")
     await line(saver, two, "4", "5")
     await line(saver, config(checkpoint_id="3.6", checkpoint_ns="memory"), "4.5", "4.6", root="4")
     await line(saver, config(checkpoint_ns="call:4"), "4.7", root="4")
     await line(saver, config(checkpoint_ns="call:4|memory"), "4.8", root="4")
     await line(saver, config(checkpoint_ns="call:5"), "5.1", root="5")
     await line(saver, config(checkpoint_ns="memory"), "5.2", root="5")
+    await line(saver, config(checkpoint_ns="more memory"), "5.3", root="5")
     await saver.aput_writes(config(checkpoint_id="6"), [("a", LARGE)], "a task")
     source = {
         (o.config.get("configurable", {})["checkpoint_ns"], id_of(o)): o
@@ -81,6 +84,7 @@ async def test_a_copy_up_to_a_checkpoint_holds_what_belongs_to_it(
         ("call:4|memory", "4.8"),
         # What another fork made before it is what its own calls went on from.
         *(("memory", name) for name in ("1.5", "3.6", "4.5", "4.6")),
+        ("more memory", "3.7"),
     ]
     assert await keys(saver, "a copy") == expected
     for one in await listed(saver, whole("a copy")):
@@ -190,6 +194,11 @@ async def _waits_for_a_row(saver: Saver) -> bool:
         return bool(await connection.scalar(sa.text(sql)))
 
 
+def head_of(state: StateSnapshot) -> str:
+    """The id of the checkpoint that a state is of."""
+    return str(state.config.get("configurable", {})["checkpoint_id"])
+
+
 def bare(found: list[CheckpointTuple], head: str) -> list[CheckpointTuple]:
     """Without the writes to one of them, which an `update_state` makes later for delta channels."""
     return [one._replace(pending_writes=None) if id_of(one) == head else one for one in found]
@@ -210,7 +219,7 @@ async def test_a_copy_goes_on_as_the_original_did(saver: Saver, name: str) -> No
     for number, step in enumerate(steps):
         await play(graph, [step], "sync")
         state = await graph.aget_state(whole("a thread"))
-        heads.append((state.config["configurable"]["checkpoint_id"], bool(state.next)))
+        heads.append((head_of(state), bool(state.next)))
         await saver.acopy_thread("a thread", f"then {number}")
     for number, (checkpoint_id, stopped) in enumerate(heads[:-1]):
         copy, then = f"copy {number}", f"then {number}"
@@ -241,8 +250,7 @@ async def test_a_copy_of_a_head_takes_the_step_that_comes_next(saver: Saver, nam
         *steps, last = steps
     await play(graph, steps, "sync")
     state = await graph.aget_state(whole("a thread"))
-    checkpoint_id = state.config["configurable"]["checkpoint_id"]
-    await saver.acopy_thread("a thread", "a copy", checkpoint_id=checkpoint_id)
+    await saver.acopy_thread("a thread", "a copy", checkpoint_id=head_of(state))
     outcomes = []
     for thread in ("a thread", "a copy"):
         output = await play(graph, [last], "sync", whole(thread))

@@ -318,11 +318,12 @@ async def test_lists_and_statistics_touch_the_rows_of_their_page_only(
 
 
 async def test_a_list_by_id_and_statistics_of_all_walk_the_keys(
-    saver: Saver, database_url: str
+    saver: Saver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("checkpointer.inventory.PAGE", 64)
     await put(saver, config("a"), "1", {"n": 1}, a=LARGE)
     await saver.aput_writes(config("a", "1"), [("a", LARGE)], "a task")
-    for number in range(300):
+    for number in range(100):
         await saver.acopy_thread("a", f"copy {number}")
     with statements() as seen:
         page = await saver.alist_threads(limit=2, order="thread_id")

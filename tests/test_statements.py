@@ -281,10 +281,6 @@ HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
     "aprune": lambda saver: saver.aprune(["a thread"]),
     "aprune, delete": lambda saver: saver.aprune(["a thread"], strategy="delete"),
     "aprune, keep_last": lambda saver: saver.aprune(["a thread"], keep_last=3),
-    "aprune, dry run": lambda saver: saver.aprune(["a thread"], dry_run=True),
-    "aprune, delete, dry run": lambda saver: saver.aprune(
-        ["a thread"], strategy="delete", dry_run=True
-    ),
     "astats": lambda saver: saver.astats("a thread"),
     "acopy_thread": lambda saver: saver.acopy_thread("a thread", "another"),
     "acopy_thread, up to": lambda saver: saver.acopy_thread(

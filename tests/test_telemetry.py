@@ -172,6 +172,8 @@ OPERATIONS: dict[str, tuple[Callable[[Saver], Awaitable[object]], int]] = {
         lambda saver: saver.aget_delta_channel_history(config=THREAD, channels=["a", "x"]),
         1,
     ),
+    "list_threads": (lambda saver: saver.alist_threads(), 1),
+    "stats": (lambda saver: saver.astats("a thread"), 1),
     "copy_thread": (lambda saver: saver.acopy_thread("a thread", "another"), 2),
     "prune": (lambda saver: saver.aprune(["a thread", "none"]), 2),
     "delete_for_runs": (lambda saver: saver.adelete_for_runs(["run 2"]), 1),
