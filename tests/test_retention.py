@@ -695,11 +695,9 @@ async def shown(graph: Graph, at: RunnableConfig, thread: str = "a thread") -> A
     return [state.values, state.next, state.metadata, state.interrupts, tasks]
 
 
-@pytest.mark.parametrize("keep_last", [2])
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_graphs_go_on_from_each_checkpoint_that_is_kept(
-    saver: Saver, name: str, keep_last: int
-) -> None:
+async def test_graphs_go_on_from_each_checkpoint_that_is_kept(saver: Saver, name: str) -> None:
+    keep_last = 2
     scenario = SCENARIOS[name]
     graph = scenario.builder(saver)
     *steps, last = scenario.steps
