@@ -264,7 +264,7 @@ class Removal:
         if isinstance(saver, Model):
             done: dict[str, Callable[[], object]] = {
                 "delete": lambda: saver.delete_thread(self.thread),
-                "prune": lambda: saver.keep_latest(self.thread),
+                "prune": lambda: saver.keep(self.thread),
                 "copy": lambda: saver.copy_all(self.thread, self.other),
                 "runs": lambda: saver.drop_runs([self.run_id]),
             }
