@@ -21,9 +21,11 @@ from checkpointer.errors import (
     SchemaTooNewError,
     SerializationError,
     SyncCallError,
+    TransferError,
     UsageError,
 )
 from checkpointer.factory import create_saver
+from checkpointer.moving import TransferReport
 from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.reports import (
     PruneReport,
@@ -37,6 +39,7 @@ from checkpointer.reports import (
 from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.serde import LosslessSerializer, StrictSerializer
 from checkpointer.tables import owns_table
+from checkpointer.transfer import copy_store
 
 __all__ = [
     "AsyncSQLAlchemySaver",
@@ -68,8 +71,11 @@ __all__ = [
     "ThreadInfo",
     "ThreadPage",
     "ThreadPrune",
+    "TransferError",
+    "TransferReport",
     "UsageError",
     "Verification",
+    "copy_store",
     "create_saver",
     "open_saver",
     "owns_table",

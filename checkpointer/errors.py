@@ -16,6 +16,7 @@ CheckpointerError
 │   └── SchemaTooNewError             ... a revision that this version does not know
 ├── SerializationError                the serde could not dump or load a value
 ├── DamagedDataError                  a stored row does not hold what was written
+├── TransferError                     some threads could not be moved; all others were
 └── DatabaseError                     the database refused or failed
     └── DatabaseUnavailableError      ... it could not be reached, or the connection was lost
         └── DatabaseBusyError         ... others held it for longer than the saver waits
@@ -23,6 +24,9 @@ CheckpointerError
 
 Each message names what was found, what was expected and what mends it.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class CheckpointerError(Exception):
@@ -97,6 +101,22 @@ class DamagedDataError(CheckpointerError):
     Raised on reading, and never answered with a wrong value. Other threads and checkpoints stay
     readable.
     """
+
+
+class TransferError(CheckpointerError):
+    """Some threads could not be moved; all others were.
+
+    Attributes:
+        failures: Why, by thread. Nothing that a reader could find of these was stored.
+        report: The `TransferReport` of the others.
+    """
+
+    def __init__(
+        self, message: str, *, failures: Mapping[str, CheckpointerError], report: Any
+    ) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.report = report
 
 
 class DatabaseError(CheckpointerError):

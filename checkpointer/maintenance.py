@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 from checkpointer import copying, threads, verification
+from checkpointer.backend import Backend
 from checkpointer.decoder import root_of
 from checkpointer.errors import DamagedDataError, DatabaseError
 from checkpointer.faults import means_damage
 from checkpointer.housekeeping import Housekeeping
 from checkpointer.identifiers import text_of
 from checkpointer.problems import Problem, ProblemKind, Verification
+from checkpointer.verification import IdOf
 
 
 class Maintenance(Housekeeping):
@@ -139,3 +141,8 @@ class Maintenance(Housekeeping):
         with suppress(Exception):  # no damage: another serde may have stored it
             return text_of("checkpoint_id", self.serde.loads_typed((type_, data))["id"])
         return None
+
+
+def parts_of(saver: Maintenance) -> tuple[Backend, IdOf]:
+    """The running parts of a saver, and what tells a checkpoint's id from its bytes."""
+    return saver._backend, saver._id_of  # noqa: SLF001

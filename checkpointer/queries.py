@@ -68,7 +68,7 @@ class Queries:
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
         self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
         self.latest_and_writes = _and_writes(self.latest_checkpoint)
-        self.writes_of_many = sa.select(writes).where(*self._is_any_key(writes))
+        self.writes_of_many = sa.select(writes).where(*self.is_any_key(writes))
         self.channel_writes_of_many = self.writes_of_many.where(
             self.dialect.is_any_of(w.channel, "channels")
         )
@@ -193,7 +193,7 @@ class Queries:
         )
         self.manifests_of_many = sa.select(
             *_columns(checkpoints, *_KEY), _projection, checkpoints.c.manifest
-        ).where(*self._is_any_key(checkpoints))
+        ).where(*self.is_any_key(checkpoints))
 
     @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
     def page(  # noqa: PLR0913 - one flag a condition
@@ -259,7 +259,7 @@ class Queries:
         any_of_them = sa.union(*map(of, (threads, checkpoints, writes, chunks))).subquery()
         return sa.select(any_of_them).order_by(any_of_them.c.thread_id).limit(limit)
 
-    def _is_any_key(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
+    def is_any_key(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
         """Whether a row is of one of the checkpoints in `keys`.
 
         Three lists and not one of triples, which SQLite answers by a scan of the table. They may

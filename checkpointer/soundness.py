@@ -82,7 +82,7 @@ class Chunks:
         self._parts: dict[Named, _Part] = {}
         self.altered: dict[bytes, str] = {}
         self.bytes = 0
-        for low, high in _ranges(expected):
+        for low, high in ranges(expected):
             given = {"thread_id": thread_id, "low": low, "high": high}
             for digest, data in connection.fetch(store.queries.chunks_between, given):
                 if not isinstance(data, bytes):  # SQLite stores anything in any column
@@ -160,7 +160,7 @@ class Chunks:
         return Fault(ProblemKind.MISSING_CHUNK, digest, "no row has this digest")
 
 
-def _ranges(count: int) -> Iterator[tuple[bytes, bytes]]:
+def ranges(count: int) -> Iterator[tuple[bytes, bytes]]:
     """Ranges of digests, each from its first bytes to the next one's, of `CHUNKS` each.
 
     Digests are spread evenly, so that ranges of one width hold as many.

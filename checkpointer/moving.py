@@ -1,0 +1,336 @@
+"""One thread that moves into a store: what both sides hold, and the rows as they are.
+
+Functions here are units of work on a given connection. A thread's chunks may be committed ahead of
+its other rows, which come in one transaction: until then nobody sees anything of it.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias, TypeVar
+
+import ormsgpack
+import sqlalchemy as sa
+from sqlalchemy import bindparam
+
+from checkpointer.errors import DamagedDataError
+from checkpointer.execution import Connection
+from checkpointer.manifest import SEAL_SIZE
+from checkpointer.queries import Queries
+from checkpointer.store import Store, new_epoch
+from checkpointer.tables import checkpoints, chunks, threads, writes
+from checkpointer.verification import IdOf, verify_thread
+
+CheckpointKey: TypeAlias = tuple[str, str]
+"""Namespace and id of a checkpoint."""
+
+WriteKey: TypeAlias = tuple[str, str, str, int]
+"""The same of a write's checkpoint, its task and its `idx`."""
+
+Key = TypeVar("Key", CheckpointKey, WriteKey)
+
+Row: TypeAlias = Mapping[str, Any]
+
+SPOOL_BYTES: Final = 16 << 20
+"""Bytes of rows that wait in memory; more of one thread's wait in a temporary file."""
+
+_CHECKPOINT: Final = ("checkpoint_ns", "checkpoint_id")
+_WRITE: Final = (*_CHECKPOINT, "task_id", "idx")
+
+
+class OvertakenError(Exception):
+    """What a move builds on has changed meanwhile. Nothing was committed; begin anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferReport:
+    """What was moved.
+
+    Attributes:
+        threads: How many threads got something.
+        skipped: How many had it all already.
+        checkpoints: How many checkpoints were stored.
+        writes: How many pending writes were stored.
+        bytes: The bytes of these, and of the chunks that were sent.
+    """
+
+    threads: int = 0
+    skipped: int = 0
+    checkpoints: int = 0
+    writes: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "TransferReport") -> "TransferReport":
+        return TransferReport(
+            self.threads + other.threads,
+            self.skipped + other.skipped,
+            self.checkpoints + other.checkpoints,
+            self.writes + other.writes,
+            self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What one thread holds, at one moment.
+
+    Attributes:
+        epoch: That of its row, `None` where it has none.
+        created_at: When its row was made.
+        updated_at: When something was last put into it.
+        chunks: How many chunks it has.
+        checkpoints: What tells each checkpoint from another under its key.
+        writes: The same for the pending writes.
+    """
+
+    epoch: int | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    chunks: int = 0
+    checkpoints: Mapping[CheckpointKey, object] = field(default_factory=dict)
+    writes: Mapping[WriteKey, object] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that a reader could find."""
+        return not self.checkpoints and not self.writes
+
+    def dates(self, now: datetime) -> "Dates":
+        """When it was made and last changed; now, where nothing says so."""
+        return Dates(self.created_at or now, self.updated_at or now)
+
+
+@dataclass(frozen=True, slots=True)
+class Dates:
+    """When a thread was made and last changed."""
+
+    created_at: datetime
+    updated_at: datetime
+
+
+class MoveQueries:
+    """The statements of moves, for one kind of database."""
+
+    def __init__(self, queries: Queries) -> None:
+        low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
+        c, w, t = checkpoints.c, writes.c, threads.c
+        self.thread = sa.select(t.epoch, t.created_at, t.updated_at).where(_of_thread(threads))
+        self.checkpoint_outline = sa.select(
+            *(c[name] for name in _CHECKPOINT), c.parent_checkpoint_id, c.run_id, _seal(c.manifest)
+        ).where(_of_thread(checkpoints))
+        self.write_outline = sa.select(
+            *(w[name] for name in _WRITE), w.task_path, w.channel, _seal(w.data)
+        ).where(_of_thread(writes))
+        self.digests_between = sa.select(chunks.c.digest).where(
+            _of_thread(chunks), chunks.c.digest >= low, chunks.c.digest < high
+        )
+        # As text, which any database takes back; and one that is damaged can still be read.
+        columns = [sa.cast(col, sa.Text).label(col.name) if col is c.metadata else col for col in c]
+        self.checkpoints_of_many = sa.select(*columns).where(*queries.is_any_key(checkpoints))
+        insert = queries.dialect.insert(threads)
+        given = insert.excluded
+        self.hold_thread = insert.on_conflict_do_update(
+            index_elements=["thread_id"],
+            set_={
+                "created_at": sa.case(
+                    (given.created_at < t.created_at, given.created_at), else_=t.created_at
+                ),
+                "updated_at": sa.case(
+                    (given.updated_at > t.updated_at, given.updated_at), else_=t.updated_at
+                ),
+            },
+        )
+
+
+def _of_thread(table: sa.Table) -> sa.ColumnElement[bool]:
+    return table.c.thread_id == bindparam("thread_id", type_=table.c.thread_id.type)
+
+
+def _seal(column: sa.Column[bytes]) -> sa.Label[Any]:
+    """The checksum before sealed bytes: whoever compares it need not read them."""
+    return sa.func.substr(column, 1, SEAL_SIZE).label("seal")
+
+
+@lru_cache
+def move_queries(queries: Queries) -> MoveQueries:
+    """The statements of moves beside those for the same kind of database."""
+    return MoveQueries(queries)
+
+
+def read_outline(connection: Connection, store: Store, thread_id: str) -> Outline:
+    """What a thread holds, from one snapshot, without the values."""
+    queries = move_queries(store.queries)
+    given = {"thread_id": thread_id}
+    [summary] = connection.fetch(store.queries.thread_summary, given)
+    rows = [row._asdict() for row in connection.fetch(queries.thread, given)]
+    checkpoints = connection.fetch(queries.checkpoint_outline, given)
+    return Outline(
+        **(rows[0] if rows else {}),
+        chunks=summary.chunks,
+        checkpoints={row[:2]: row[2:] for row in map(tuple, checkpoints)},
+        writes={
+            row[:4]: row[4:] for row in map(tuple, connection.fetch(queries.write_outline, given))
+        },
+    )
+
+
+def fingerprint(row: Row) -> object:
+    """What an outline holds of a row of checkpoints or of writes."""
+    if "manifest" in row:
+        return row["parent_checkpoint_id"], row["run_id"], row["manifest"][:SEAL_SIZE]
+    return row["task_path"], row["channel"], row["data"][:SEAL_SIZE]
+
+
+def checkpoint_key(row: Row) -> CheckpointKey:
+    """Where a row of checkpoints stands in its thread."""
+    return row["checkpoint_ns"], row["checkpoint_id"]
+
+
+def write_key(row: Row) -> WriteKey:
+    """Where a row of writes stands in its thread."""
+    return row["checkpoint_ns"], row["checkpoint_id"], row["task_id"], row["idx"]
+
+
+class Spool:
+    """Rows that wait for their thread's transaction, which may have to be run more than once.
+
+    The metadata's projection of a checkpoint is JSON text here.
+    """
+
+    def __init__(self) -> None:
+        # Closed by `__exit__`: it lives as long as the thread's move.
+        self._file = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self._lengths: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, table: sa.Table, rows: Collection[Row]) -> None:
+        """Keep some rows of a table."""
+        names = table.c.keys()
+        page = ormsgpack.packb([table.name, [[row[name] for name in names] for row in rows]])
+        self._lengths.append(len(page))
+        self._file.write(page)
+
+    def __iter__(self) -> Iterator[tuple[sa.Table, list[dict[str, Any]]]]:
+        self._file.seek(0)
+        for length in self._lengths:
+            name, rows = ormsgpack.unpackb(self._file.read(length))
+            table = threads.metadata.tables[name]
+            yield table, [dict(zip(table.c.keys(), row, strict=True)) for row in rows]
+
+
+def make_row(connection: Connection, store: Store, thread_id: str, dates: Dates) -> int:
+    """Make a thread's row, and hold it to the end of the transaction; its epoch."""
+    queries = move_queries(store.queries)
+    row = {"thread_id": thread_id, "epoch": new_epoch()}
+    times = {"created_at": dates.created_at, "updated_at": dates.updated_at}
+    connection.execute(queries.hold_thread, row | times)
+    [held] = connection.fetch(store.queries.epochs, {"thread_ids": [thread_id]})
+    return int(held.epoch)
+
+
+def put_chunks(
+    connection: Connection, store: Store, thread_id: str, epoch: int, data: Mapping[bytes, bytes]
+) -> None:
+    """Store chunks of a thread ahead of the rows that name them.
+
+    Raises:
+        OvertakenError: Chunks of the thread were deleted since `epoch` was read.
+    """
+    _check_epoch(connection, store, thread_id, epoch)
+    _insert_chunks(connection, store, thread_id, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the last transaction of a thread's move stores.
+
+    Attributes:
+        thread_id: The thread.
+        dates: When it was made and last changed.
+        epoch: The one under which chunks were sent ahead or found to be there, if any were.
+        chunks: The last chunks.
+        rows: All other rows.
+    """
+
+    thread_id: str
+    dates: Dates
+    epoch: int | None
+    chunks: Mapping[bytes, bytes]
+    rows: Spool
+
+
+def put_rows(connection: Connection, store: Store, arrival: Arrival, id_of: IdOf) -> None:
+    """Store a thread's rows, in place of those with the same keys; others stay.
+
+    All of the thread is verified before the transaction may be committed.
+
+    Raises:
+        OvertakenError: Chunks of the thread were deleted since the arrival's epoch was read.
+        DamagedDataError: The thread would not be whole.
+    """
+    thread_id = arrival.thread_id
+    if arrival.epoch is not None:
+        _check_epoch(connection, store, thread_id, arrival.epoch)
+    make_row(connection, store, thread_id, arrival.dates)
+    _insert_chunks(connection, store, thread_id, arrival.chunks)
+    for table, rows in arrival.rows:
+        if table is checkpoints:
+            given = [row | {"metadata": json.loads(row["metadata"])} for row in rows]
+            connection.execute(store.queries.put_checkpoint, *given)
+        else:
+            connection.execute(store.queries.put_special_write, *rows)
+    # No put may take values of the thread's checkpoints from memory: they may be others now.
+    renewed = {"of_thread": thread_id, "new_epoch": new_epoch()}
+    connection.execute(store.queries.set_epoch, renewed)
+    found = verify_thread(connection, store, thread_id, id_of)
+    if not found.whole:
+        raise DamagedDataError(
+            f"thread {thread_id!r}: found {len(found.problems)} problems, expected that all of the "
+            f"thread is whole; nothing of it was stored. The first: {found.problems[0]}"
+        )
+
+
+def _check_epoch(connection: Connection, store: Store, thread_id: str, epoch: int) -> None:
+    held = connection.fetch(store.queries.lock_thread, {"thread_id": thread_id})
+    if [row.epoch for row in held] != [epoch]:
+        raise OvertakenError
+
+
+def _insert_chunks(
+    connection: Connection, store: Store, thread_id: str, data: Mapping[bytes, bytes]
+) -> None:
+    if data:
+        # In their order, so that they go into the index side by side.
+        rows = [{"thread_id": thread_id, "digest": one, "data": data[one]} for one in sorted(data)]
+        connection.execute(store.queries.put_chunk, *rows)
+
+
+def pages(keys: Iterable[Key], most: int) -> Iterator[list[Key]]:
+    """Keys in their order, so many at a time, or more where these are of one checkpoint."""
+    page: list[Key] = []
+    for key in sorted(keys):
+        if len(page) >= most and page[-1][:2] != key[:2]:
+            yield page
+            page = []
+        page.append(key)
+    if page:
+        yield page
+
+
+def size_of(rows: Sequence[Row], column: str) -> int:
+    """The bytes in one column of some rows."""
+    return sum(len(row[column]) for row in rows)
