@@ -25,6 +25,7 @@ from checkpointer.errors import (
     UsageError,
 )
 from checkpointer.factory import create_saver
+from checkpointer.importing import import_official
 from checkpointer.moving import TransferReport
 from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.reports import (
@@ -77,6 +78,7 @@ __all__ = [
     "Verification",
     "copy_store",
     "create_saver",
+    "import_official",
     "open_saver",
     "owns_table",
 ]

@@ -1,6 +1,7 @@
 """LangGraph's checkpoints and writes, to what is stored."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint
@@ -34,6 +35,21 @@ Known: TypeAlias = tuple[Value, frozenset[bytes]]
 """A value as it is stored, and the digests of its chunks if it is long."""
 
 _NOTHING: Final = LastCheckpoint("", {}, {}, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class NewWrite:
+    """One pending write to store.
+
+    Attributes:
+        idx: Its position among its task's writes, or LangGraph's number of a special channel.
+    """
+
+    task_id: str
+    task_path: str
+    idx: int
+    channel: str
+    value: Any
 
 
 class Encoder:
@@ -193,28 +209,42 @@ class Encoder:
             InvalidInputError: These are no writes, or an identifier or a value cannot be stored.
             SerializationError: The serde refused a value.
         """
-        rows: list[dict[str, Any]] = []
-        special: list[dict[str, Any]] = []
-        key = {
-            **self._key.namespace.parameters(),
-            "checkpoint_id": self._key.checkpoint_id,
-            "task_id": self._identifier("task_id", task_id),
-            "task_path": self._identifier("task_path", task_path),
-        }
-        check_key(key["checkpoint_ns"], key["checkpoint_id"], key["task_id"])
+        task = self._identifier("task_id", task_id), self._identifier("task_path", task_path)
+        self._write_key(*task)
+        numbered = []
         for position, (given, value) in enumerate(_pairs(writes)):
             channel = channel_name(given, self._dialect)
-            dumped, _ = self._body(self._dump(value, "the write to", channel))
             idx = WRITES_IDX_MAP.get(channel, position)
+            numbered.append(NewWrite(*task, idx, channel, value))
+        return self.numbered_writes(numbered)
+
+    def numbered_writes(self, writes: Iterable[NewWrite]) -> PutWrites:
+        """The same for writes of any tasks, whose positions are known.
+
+        Raises:
+            InvalidInputError: An identifier or a value cannot be stored.
+            SerializationError: The serde refused a value.
+        """
+        rows: list[dict[str, Any]] = []
+        special: list[dict[str, Any]] = []
+        for one in writes:
+            dumped, _ = self._body(self._dump(one.value, "the write to", one.channel))
             row = {
-                **key,
-                "idx": idx,
-                "channel": channel,
+                **self._write_key(one.task_id, one.task_path),
+                "idx": one.idx,
+                "channel": one.channel,
                 "data": encode_value(dumped),
                 "chunked": dumped.tree() is not None,
             }
-            (special if idx < 0 else rows).append(row)
+            (special if one.idx < 0 else rows).append(row)
         return PutWrites(self._key.namespace, rows, special, self._chunks)
+
+    def _write_key(self, task_id: str, task_path: str) -> dict[str, Any]:
+        """What all writes of a task have in common."""
+        namespace = self._key.namespace.parameters()
+        key = {**namespace, "checkpoint_id": self._key.checkpoint_id, "task_id": task_id}
+        check_key(key["checkpoint_ns"], key["checkpoint_id"], task_id)
+        return {**key, "task_path": task_path}
 
     def _identifier(self, kind: str, value: object) -> str:
         return identifier(kind, value, self._dialect)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -101,6 +102,15 @@ def shown(url: sa.URL) -> str:
         url = url.set(database=f"{file}{mark}hidden")
     hidden = dict.fromkeys(url.query.keys() - _SHOWN, "hidden")
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def is_absent(url: sa.URL) -> bool:
+    """Whether a URL names a file that is not there: to connect would make an empty one."""
+    path = url.database or ""
+    in_file = dialect_named(url.get_backend_name()).upgrades_on_first_use
+    return (
+        in_file and not path.startswith((":", "file:")) and bool(path) and not Path(path).exists()
+    )
 
 
 def create_engine(

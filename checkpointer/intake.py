@@ -6,6 +6,7 @@ names yet, and the next one goes on from there.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -69,10 +70,12 @@ class Intake:
         target: The store.
         thread_id: The thread.
         held: What the store holds of it.
-        dates: When the thread was made and last changed.
+        dates: When the thread was made and last changed, as far as that is known.
     """
 
-    def __init__(self, target: Target, thread_id: str, held: Outline, dates: Dates) -> None:
+    def __init__(
+        self, target: Target, thread_id: str, held: Outline, dates: Dates | None = None
+    ) -> None:
         self._target, self._thread_id, self._dates = target, thread_id, dates
         self._epoch = held.epoch
         self._spool = Spool()
@@ -92,6 +95,17 @@ class Intake:
     ) -> None:
         self._spool.__exit__(exc_type, exc, traceback)
 
+    @property
+    def dates(self) -> Dates:
+        """When the thread was made and last changed; now, where nothing has said so."""
+        now = datetime.now(UTC)
+        return self._dates or Dates(now, now)
+
+    def note_date(self, at: datetime) -> None:
+        """Take a moment at which the thread was there."""
+        known = self._dates or Dates(at, at)
+        self._dates = Dates(min(known.created_at, at), max(known.updated_at, at))
+
     async def add_chunks(self, chunks: Mapping[bytes, bytes | memoryview]) -> None:
         """Take chunks that the store may lack.
 
@@ -108,7 +122,7 @@ class Intake:
     async def _send_ahead(self) -> None:
         backend, thread_id = self._target.backend, self._thread_id
         if self._epoch is None:
-            make = partial(moving.make_row, thread_id=thread_id, dates=self._dates)
+            make = partial(moving.make_row, thread_id=thread_id, dates=self.dates)
             self._epoch = await backend.write(partial(make, store=backend.store))
         put = partial(moving.put_chunks, thread_id=thread_id, epoch=self._epoch, data=self._chunks)
         await backend.write(partial(put, store=backend.store))
@@ -156,10 +170,21 @@ class Intake:
             DamagedDataError: The thread would not be whole.
         """
         target = self._target
-        arrival = Arrival(self._thread_id, self._dates, self._epoch, self._chunks, self._spool)
+        arrival = Arrival(self._thread_id, self.dates, self._epoch, self._chunks, self._spool)
         put = partial(moving.put_rows, arrival=arrival, id_of=target.id_of)
         await target.backend.write(partial(put, store=target.backend.store))
         return self._report + TransferReport(bytes=self._waiting)
+
+
+def nothing(*, named: bool) -> TransferReport:
+    """What is reported of a thread that is not there.
+
+    Raises:
+        InvalidInputError: The caller has named it.
+    """
+    if named:
+        raise InvalidInputError("found no such thread, expected one that is stored")
+    return TransferReport()
 
 
 async def until_still(thread_id: str, move: Move) -> TransferReport:

@@ -4,14 +4,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from checkpointer import copying, threads, verification
+from checkpointer.anysaver import AnySource
 from checkpointer.backend import Backend
 from checkpointer.decoder import root_of
 from checkpointer.errors import DamagedDataError, DatabaseError
 from checkpointer.faults import means_damage
 from checkpointer.housekeeping import Housekeeping
 from checkpointer.identifiers import text_of
+from checkpointer.intake import Target
+from checkpointer.moving import TransferReport
 from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.verification import IdOf
 
@@ -109,6 +115,40 @@ class Maintenance(Housekeeping):
                         progress(done, max(done, total))
                 page = await self._threads_after(page[-1]) if named is None else []
         return found
+
+    async def aimport_from(
+        self,
+        source: BaseCheckpointSaver[Any],
+        *,
+        thread_ids: Sequence[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> TransferReport:
+        """Import threads from any saver, through its public methods alone.
+
+        Each thread is imported in one transaction, and gone on with by calling again: a checkpoint
+        that is there under the same id stays as it is here, and so does a write, unless it may be
+        replaced (errors, interrupts, answers to them). The source's serde loads every value, and
+        this saver's dumps it. For official savers, `import_official` needs neither, and keeps the
+        tasks' paths, which no saver tells; the order of writes is kept all the same. Writes whose
+        checkpoint is not there are not listed by any saver, and stay behind.
+
+        Args:
+            source: The saver. One that has sync methods only is called in a thread of its own.
+            thread_ids: These threads alone. Without them, everything that the source holds is
+                listed once, to find its threads.
+            progress: Called with how many threads are done, and how many there are in all.
+
+        Returns:
+            What was imported. Checkpoints and writes that were there already do not count.
+
+        Raises:
+            TransferError: Some threads could not be imported. All others were.
+        """
+        names = None if thread_ids is None else self._identifiers("thread_id", thread_ids)
+        with self._backend.call():
+            target = Target(self._backend, self._id_of)
+            other = AnySource(source, target, self.serde, named=names is not None)
+            return await other.move_all(names, progress)
 
     async def _threads_after(self, thread_id: str | None) -> list[str]:
         store = self._backend.store

@@ -20,7 +20,7 @@ from sqlalchemy import bindparam
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection
 from checkpointer.manifest import SEAL_SIZE
-from checkpointer.queries import Queries
+from checkpointer.queries import Queries, any_key
 from checkpointer.store import Store, new_epoch
 from checkpointer.tables import checkpoints, chunks, threads, writes
 from checkpointer.verification import IdOf, verify_thread
@@ -32,6 +32,8 @@ WriteKey: TypeAlias = tuple[str, str, str, int]
 """The same of a write's checkpoint, its task and its `idx`."""
 
 Key = TypeVar("Key", CheckpointKey, WriteKey)
+
+Print: TypeAlias = tuple[Any, ...]
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -83,16 +85,17 @@ class Outline:
         created_at: When its row was made.
         updated_at: When something was last put into it.
         chunks: How many chunks it has.
-        checkpoints: What tells each checkpoint from another under its key.
-        writes: The same for the pending writes.
+        checkpoints: What tells each checkpoint from another under its key: its parent, its run and
+            its manifest's seal.
+        writes: The same for the pending writes: path, channel and seal.
     """
 
     epoch: int | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
     chunks: int = 0
-    checkpoints: Mapping[CheckpointKey, object] = field(default_factory=dict)
-    writes: Mapping[WriteKey, object] = field(default_factory=dict)
+    checkpoints: Mapping[CheckpointKey, Print] = field(default_factory=dict)
+    writes: Mapping[WriteKey, Print] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -130,7 +133,7 @@ class MoveQueries:
         )
         # As text, which any database takes back; and one that is damaged can still be read.
         columns = [sa.cast(col, sa.Text).label(col.name) if col is c.metadata else col for col in c]
-        self.checkpoints_of_many = sa.select(*columns).where(*queries.is_any_key(checkpoints))
+        self.checkpoints_of_many = sa.select(*columns).where(*any_key(queries.dialect, checkpoints))
         insert = queries.dialect.insert(threads)
         given = insert.excluded
         self.hold_thread = insert.on_conflict_do_update(
@@ -178,7 +181,7 @@ def read_outline(connection: Connection, store: Store, thread_id: str) -> Outlin
     )
 
 
-def fingerprint(row: Row) -> object:
+def fingerprint(row: Row) -> Print:
     """What an outline holds of a row of checkpoints or of writes."""
     if "manifest" in row:
         return row["parent_checkpoint_id"], row["run_id"], row["manifest"][:SEAL_SIZE]

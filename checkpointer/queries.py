@@ -68,7 +68,7 @@ class Queries:
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
         self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
         self.latest_and_writes = _and_writes(self.latest_checkpoint)
-        self.writes_of_many = sa.select(writes).where(*self.is_any_key(writes))
+        self.writes_of_many = sa.select(writes).where(*any_key(self.dialect, writes))
         self.channel_writes_of_many = self.writes_of_many.where(
             self.dialect.is_any_of(w.channel, "channels")
         )
@@ -193,7 +193,7 @@ class Queries:
         )
         self.manifests_of_many = sa.select(
             *_columns(checkpoints, *_KEY), _projection, checkpoints.c.manifest
-        ).where(*self.is_any_key(checkpoints))
+        ).where(*any_key(self.dialect, checkpoints))
 
     @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
     def page(  # noqa: PLR0913 - one flag a condition
@@ -238,36 +238,7 @@ class Queries:
 
         The parameters are `limit`, and with a cursor `after_thread_id`.
         """
-        limit = bindparam("limit", type_=sa.Integer)
-
-        def of(table: sa.Table) -> AnySelect:
-            # From one id to the next in the index, past all rows that they have: no planner finds
-            # this way by itself.
-            least = sa.select(sa.func.min(table.c.thread_id).label("thread_id"))
-            first = least.where(table.c.thread_id > _cursor(table.c.thread_id)) if cursor else least
-            found = first.add_columns(sa.literal(1).label("place")).cte(
-                f"of_{table.name}", recursive=True
-            )
-            following = least.where(table.c.thread_id > found.c.thread_id).scalar_subquery()
-            found = found.union_all(
-                sa.select(following, found.c.place + 1).where(
-                    found.c.place < limit, found.c.thread_id.is_not(None)
-                )
-            )
-            return sa.select(found.c.thread_id).where(found.c.thread_id.is_not(None))
-
-        any_of_them = sa.union(*map(of, (threads, checkpoints, writes, chunks))).subquery()
-        return sa.select(any_of_them).order_by(any_of_them.c.thread_id).limit(limit)
-
-    def is_any_key(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
-        """Whether a row is of one of the checkpoints in `keys`.
-
-        Three lists and not one of triples, which SQLite answers by a scan of the table. They may
-        find a few more than asked for: callers look rows up by their whole key.
-        """
-        names = ("thread_ids", "namespaces", "checkpoint_ids")
-        columns = _columns(table, *_KEY)
-        return [self.dialect.is_any_of(c, name) for c, name in zip(columns, names, strict=True)]
+        return threads_of((threads, checkpoints, writes, chunks), cursor=cursor)
 
     def _delete_some(self, table: sa.Table, column: sa.Column[str]) -> sa.Delete:
         return sa.delete(table).where(
@@ -311,6 +282,44 @@ def _and_writes(checkpoint: AnySelect) -> sa.CompoundSelect[*tuple[Any, ...]]:
             *of_write,
         ).join(one, sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))),
     )
+
+
+def any_key(dialect: Dialect, table: sa.FromClause) -> list[sa.ColumnElement[bool]]:
+    """Whether a row is of one of the checkpoints in `keys`.
+
+    Three lists and not one of triples, which SQLite answers by a scan of the table. They may
+    find a few more than asked for: callers look rows up by their whole key.
+    """
+    names = ("thread_ids", "namespaces", "checkpoint_ids")
+    columns = (table.c[name] for name in _KEY)
+    return [dialect.is_any_of(c, name) for c, name in zip(columns, names, strict=True)]
+
+
+def threads_of(tables: Iterable[sa.FromClause], *, cursor: bool) -> AnySelect:
+    """A page of the ids of all threads that have a row in one of these tables, in order.
+
+    The parameters are `limit`, and with a cursor `after_thread_id`.
+    """
+    limit = bindparam("limit", type_=sa.Integer)
+
+    def of(number: int, table: sa.FromClause) -> AnySelect:
+        # From one id to the next in the index, past all rows that they have: no planner finds
+        # this way by itself.
+        thread_id = table.c.thread_id
+        least = sa.select(sa.func.min(thread_id).label("thread_id"))
+        after = bindparam("after_thread_id", type_=thread_id.type)
+        first = least.where(thread_id > after) if cursor else least
+        found = first.add_columns(sa.literal(1).label("place")).cte(f"of_{number}", recursive=True)
+        following = least.where(thread_id > found.c.thread_id).scalar_subquery()
+        found = found.union_all(
+            sa.select(following, found.c.place + 1).where(
+                found.c.place < limit, found.c.thread_id.is_not(None)
+            )
+        )
+        return sa.select(found.c.thread_id).where(found.c.thread_id.is_not(None))
+
+    any_of_them = sa.union(*(of(*one) for one in enumerate(tables))).subquery()
+    return sa.select(any_of_them).order_by(any_of_them.c.thread_id).limit(limit)
 
 
 def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:

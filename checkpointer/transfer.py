@@ -15,15 +15,16 @@ from checkpointer.arrays import AnySelect
 from checkpointer.backend import Backend
 from checkpointer.chunking import digest_of
 from checkpointer.engine import shown
-from checkpointer.errors import ConfigurationError, DamagedDataError, InvalidInputError
+from checkpointer.errors import ConfigurationError, DamagedDataError
 from checkpointer.identifiers import identifiers
-from checkpointer.intake import Intake, Progress, Target, move_all
+from checkpointer.intake import Intake, Progress, Target, move_all, nothing
 from checkpointer.maintenance import parts_of
 from checkpointer.manifest import FormatError, decode_projection
 from checkpointer.moving import (
     Key,
     Outline,
     OvertakenError,
+    Print,
     Row,
     TransferReport,
     checkpoint_key,
@@ -170,9 +171,7 @@ class _Copying:
         given = partial(moving.read_outline, store=self._source.store, thread_id=thread_id)
         theirs = await self._source.read_snapshot(given)
         if theirs.is_empty:
-            if self._named:
-                raise InvalidInputError("found no such thread, expected one that is stored")
-            return TransferReport()
+            return nothing(named=self._named)
         self._target.dialect.check_identifier("thread_id", thread_id)
         ours = await self._target.outline(thread_id)
         checkpoints = _differing(theirs.checkpoints, ours.checkpoints)
@@ -217,7 +216,7 @@ class _Copying:
         self,
         thread_id: str,
         statement: AnySelect,
-        wanted: Mapping[Key, object],
+        wanted: Mapping[Key, Print],
         key_of: Callable[[Row], Key],
     ) -> AsyncIterator[list[Row]]:
         """The rows with these keys, in the order of these, a page at a time.
@@ -238,7 +237,7 @@ async def _fetch(backend: Backend, statement: AnySelect, given: Mapping[str, Any
     return await backend.read(lambda connection: connection.fetch(statement, given))
 
 
-def _differing(theirs: Mapping[Key, object], ours: Mapping[Key, object]) -> dict[Key, object]:
+def _differing(theirs: Mapping[Key, Print], ours: Mapping[Key, Print]) -> dict[Key, Print]:
     """What the target has not, or has otherwise."""
     return {key: one for key, one in theirs.items() if key not in ours or ours[key] != one}
 

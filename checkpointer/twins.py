@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
+from checkpointer.moving import TransferReport
 from checkpointer.problems import Verification
 from checkpointer.reports import PruneReport, RetentionPolicy, Stats, ThreadPage
 
@@ -108,6 +109,16 @@ class SyncTwins(BaseCheckpointSaver[str]):
         self, source_thread_id: str, target_thread_id: str, *, checkpoint_id: str | None = None
     ) -> None:
         """Copy the checkpoints and writes of a thread."""
+
+    @abstractmethod
+    async def aimport_from(
+        self,
+        source: BaseCheckpointSaver[Any],
+        *,
+        thread_ids: Sequence[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> TransferReport:
+        """Import threads from any saver."""
 
     def __enter__(self) -> Self:
         self._call(self._start)
@@ -237,6 +248,16 @@ class SyncTwins(BaseCheckpointSaver[str]):
     ) -> Verification:
         """The sync twin of `averify`. `progress` is called on the saver's event loop."""
         return self._call(self.averify, thread_id, repair=repair, progress=progress)
+
+    def import_from(
+        self,
+        source: BaseCheckpointSaver[Any],
+        *,
+        thread_ids: Sequence[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> TransferReport:
+        """The sync twin of `aimport_from`. `progress` is called on the saver's event loop."""
+        return self._call(self.aimport_from, source, thread_ids=thread_ids, progress=progress)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
