@@ -187,23 +187,6 @@ def nothing(*, named: bool) -> TransferReport:
     return TransferReport()
 
 
-async def until_still(thread_id: str, move: Move) -> TransferReport:
-    """Move a thread, anew where others change it meanwhile.
-
-    Raises:
-        DatabaseBusyError: They do so all the time.
-    """
-    for _ in range(ATTEMPTS):
-        try:
-            return await move(thread_id)
-        except OvertakenError:
-            continue
-    raise DatabaseBusyError(
-        f"thread {thread_id!r}: found that others deleted or replaced what was being moved, "
-        f"{ATTEMPTS} times in a row; call again when they are done"
-    )
-
-
 async def move_all(
     thread_ids: AsyncIterator[str], move: Move, *, lanes: int, total: int, progress: Progress | None
 ) -> TransferReport:
@@ -221,12 +204,15 @@ async def move_all(
         DatabaseError: A database refused or failed.
     """
     run = _Run(thread_ids, move, total, progress)
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(lanes):
                 group.create_task(run.lane())
     except BaseExceptionGroup as exc:
-        raise exc.exceptions[0] from None
+        first = exc.exceptions[0]
+    if first is not None:
+        raise first
     if run.failures:
         raise TransferError(
             f"found {len(run.failures)} threads that cannot be moved, expected none; the others "
@@ -253,18 +239,32 @@ class _Run:
         """Move one thread after the other, until there is none left."""
         while (thread_id := await self._next()) is not None:
             try:
-                moved = await until_still(thread_id, self._move)
+                moved = await self._until_still(thread_id)
             except (DamagedDataError, InvalidInputError, SerializationError) as exc:
                 self.failures[thread_id] = exc
             except DatabaseError as exc:
                 if not means_damage(exc):
                     raise
                 self.failures[thread_id] = exc
+            except OvertakenError:
+                self.failures[thread_id] = DatabaseBusyError(
+                    f"found that others deleted or replaced what was being moved, {ATTEMPTS} times "
+                    f"in a row, expected a thread that stands still for a moment; call again"
+                )
             else:
                 self.report += moved
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, max(self._done, self._total))
+
+    async def _until_still(self, thread_id: str) -> TransferReport:
+        """Move a thread, anew where others change it meanwhile."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await self._move(thread_id)
+            except OvertakenError:
+                continue
+        return await self._move(thread_id)
 
     async def _next(self) -> str | None:
         async with self._turn:  # an async generator answers one at a time

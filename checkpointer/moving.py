@@ -171,14 +171,18 @@ def read_outline(connection: Connection, store: Store, thread_id: str) -> Outlin
     [summary] = connection.fetch(store.queries.thread_summary, given)
     rows = [row._asdict() for row in connection.fetch(queries.thread, given)]
     checkpoints = connection.fetch(queries.checkpoint_outline, given)
+    writes = connection.fetch(queries.write_outline, given)
     return Outline(
         **(rows[0] if rows else {}),
         chunks=summary.chunks,
-        checkpoints={row[:2]: row[2:] for row in map(tuple, checkpoints)},
-        writes={
-            row[:4]: row[4:] for row in map(tuple, connection.fetch(queries.write_outline, given))
-        },
+        checkpoints={row[:2]: _print(row[2:]) for row in map(tuple, checkpoints)},
+        writes={row[:4]: _print(row[4:]) for row in map(tuple, writes)},
     )
+
+
+def _print(parts: Print) -> Print:
+    # Of no bytes at all, the first eight are NULL on SQLite.
+    return *parts[:-1], parts[-1] or b""
 
 
 def fingerprint(row: Row) -> Print:

@@ -30,7 +30,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from scripted import Builder, agent, asks, delta, fan_out
 from storing import checkpoint, config
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver
+from checkpointer import AsyncSQLAlchemySaver, copy_store, create_saver, intake, transfer
 
 LIMIT = 120.0
 """Seconds after which a child ends by itself: nobody may be left who could kill it."""
@@ -504,6 +504,22 @@ async def _race(author: Author, race: Race) -> None:
         threads = shared | ({f"{period}-{author.name}": race.alone} if race.alone else {})
         thread = author.random.choice([*threads])
         await author.act(threads[thread], thread, [*shared])
+
+
+def copy_all(source_url: str, target_url: str) -> None:
+    """Copy one store into another, a small piece at a time, until the process is killed."""
+    warnings.simplefilter("error")
+    transfer.PAGE, intake.AHEAD = 8, 4096
+
+    async def run() -> None:
+        async with (
+            asyncio.timeout(LIMIT),
+            create_saver(source_url) as source,
+            create_saver(target_url) as target,
+        ):
+            await copy_store(source, target)
+
+    asyncio.run(run())
 
 
 def _run(work: Run, url: str, path: Path) -> None:

@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiosqlite
-import pytest
 import sqlalchemy as sa
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -13,7 +11,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from scenarios import SCENARIOS, play
 from storing import config
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver, import_official
+from checkpointer import AsyncSQLAlchemySaver, import_official
 
 SCENARIO = sorted(SCENARIOS)
 
@@ -54,6 +52,7 @@ async def test_official(saver: AsyncSQLAlchemySaver, new_database_url: Callable[
         assert before == await history(saver)
     assert (await saver.averify()).whole
     print(await saver.averify())
+
 
 async def test_any(saver: AsyncSQLAlchemySaver, new_database_url: Callable[[], str]) -> None:
     url = new_database_url()

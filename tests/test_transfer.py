@@ -1,22 +1,488 @@
-"""Threads that are copied from one store into another, on the same or on another kind of database."""
+"""Threads that are copied from one store into another, on any two kinds of database."""
 
-from collections.abc import Callable
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from random import Random
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from storing import config, operate, put
+import sqlalchemy as sa
+from damages import DAMAGES, Damage, noise, store
+from databases import Databases, PostgreSQLDatabases, SQLiteDatabases
+from langgraph.checkpoint.base import CheckpointTuple
+from processes import copy_all, on_each_database, started
+from scenarios import SCENARIOS, play
+from schemas import execute, query
+from storing import NOTHING, SENDS, config, operate, put, row_counts, stored_rows
 
-from checkpointer import AsyncSQLAlchemySaver, TransferReport, copy_store, create_saver
+from checkpointer import (
+    AsyncSQLAlchemySaver,
+    ConfigurationError,
+    DamagedDataError,
+    DatabaseBusyError,
+    InvalidInputError,
+    TransferError,
+    TransferReport,
+    copy_store,
+    create_saver,
+    intake,
+    moving,
+    soundness,
+    transfer,
+)
+from checkpointer.execution import DriverConnection
+
+Saver = AsyncSQLAlchemySaver
+
+ODD = {
+    "nul \0": "\0",
+    "surrogate": "\ud800",
+    "\ue000": ["\ue000", None, True],
+    "numbers": [1e23, 2**53 + 1, 5e-324, -0.0, 1.0, 2**63],
+    "not a number": float("nan"),
+}
+"""Metadata that no two databases hold alike."""
+
+FILTERS: Sequence[dict[str, Any]] = [
+    {"nul \0": "\0"},
+    {"surrogate": "\ud800"},
+    {"numbers": [10**23, 2**53 + 1, 1]},
+    {"not a number": float("nan")},
+    {"step": 3},
+    {"never": 1},
+]
 
 
-async def all_of(saver: AsyncSQLAlchemySaver) -> list[Any]:
-    return [one async for one in saver.alist(None)]
+@pytest.fixture(params=["sqlite", "postgresql"])
+def target_url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """The URL of a database at the newest schema that the test copies into, of either kind."""
+    databases: Databases = (
+        SQLiteDatabases(tmp_path)
+        if request.param == "sqlite"
+        else PostgreSQLDatabases(request.getfixturevalue("postgres_url"))
+    )
+    url = databases.copy(request.getfixturevalue(f"{request.param}_template"))
+    yield url
+    databases.drop(url)
 
 
-async def test_a(saver: AsyncSQLAlchemySaver, new_migrated_url: Callable[[], str]) -> None:
+async def seen(saver: Saver, **options: Any) -> list[CheckpointTuple]:
+    """All that a reader finds, in its order."""
+    return [one async for one in saver.alist(None, **options)]
+
+
+async def assert_equal(one: Saver, other: Saver) -> None:
+    """Two stores read equal, past what they have cached."""
+    async with (
+        create_saver(one.engine, cache_bytes=0) as first,
+        create_saver(other.engine, cache_bytes=0) as second,
+    ):
+        assert repr(await seen(first)) == repr(await seen(second))
+        for wanted in FILTERS:
+            found = await seen(first, filter=wanted)
+            assert repr(found) == repr(await seen(second, filter=wanted))
+            assert found or "never" in wanted
+        ends = {one.config["configurable"]["thread_id"] async for one in first.alist(None)}
+        for thread in sorted(ends):
+            channels = ["a", "b", "items", "rare"]
+            history = await first.aget_delta_channel_history(
+                config=config(thread), channels=channels
+            )
+            assert history == await second.aget_delta_channel_history(
+                config=config(thread), channels=channels
+            )
+        assert (await second.averify()).problems == (await first.averify()).problems
+    assert dates(one) == dates(other)
+
+
+def url_of(saver: Saver) -> str:
+    return saver.engine.url.render_as_string(hide_password=False)
+
+
+def dates(saver: Saver) -> list[tuple[object, ...]]:
+    rows = query(
+        url_of(saver),
+        "SELECT thread_id, created_at, updated_at FROM checkpointer_threads ORDER BY thread_id",
+    )
+    return [
+        (name, *(str(at).split("+")[0].ljust(26, "0") for at in times)) for name, *times in rows
+    ]
+
+
+async def fill(saver: Saver) -> None:
+    """Store all kinds of things; several threads, one of which is older than the others."""
+    await put(saver, config("odd"), "1", ODD, a=noise("odd", 50_000))
+    await play(SCENARIOS["delta"].builder(saver), SCENARIOS["delta"].steps, "sync", config("delta"))
+    parent = await put(saver, config("a thread"), "000", {"run_id": "run 0", "step": 3}, a=noise(1))
+    await saver.aput_writes(parent, [("a", noise("write")), ("b", None)], "a task", "path")
+    await saver.aput_writes(parent, [("__error__", "x"), (SENDS, 1)], "failed")
+    await saver.aput_writes(config("a thread", "later"), [("a", 1)], "before its checkpoint")
+    for number in range(1, 30):
+        parent = await put(saver, parent, f"{number:03}", {"step": number}, a=noise(1), n=number)
+    await put(saver, config("a thread", checkpoint_ns="inner:1"), "100", {}, a=noise(2))
+    execute(
+        url_of(saver),
+        "UPDATE checkpointer_threads SET created_at = '2024-01-02 03:04:05.678901', "
+        "updated_at = '2024-02-03 04:05:06.789012' WHERE thread_id = 'odd'",
+    )
+
+
+async def test_a_copy_reads_equal_and_a_second_one_finds_nothing_to_do(
+    saver: Saver, target_url: str, new_migrated_url: Callable[[], str]
+) -> None:
+    await fill(saver)
+    calls: list[tuple[int, int]] = []
+    async with create_saver(target_url) as target, create_saver(new_migrated_url()) as back:
+        moved = await copy_store(saver, target, progress=lambda *given: calls.append(given))
+        await assert_equal(saver, target)
+        assert await copy_store(saver, target) == TransferReport(skipped=3)
+        # And back to the kind of database that it came from: the very same rows.
+        assert await copy_store(target, back) == moved
+        assert stored_rows(url_of(saver)) == stored_rows(url_of(back))
+    counts = row_counts(url_of(saver))
+    assert (moved.threads, moved.skipped) == (3, 0)
+    assert moved.checkpoints == counts["checkpointer_checkpoints"]
+    assert moved.writes == counts["checkpointer_writes"]
+    assert moved.bytes > 100_000
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+async def test_what_every_operation_leaves_is_copied(saver: Saver, target_url: str) -> None:
     await operate(saver)
-    async with create_saver(new_migrated_url()) as target:
-        print(await copy_store(saver, target, progress=print))
-        print(await copy_store(saver, target))
-        assert await all_of(saver) == await all_of(target)
-        print(await target.averify())
+    async with create_saver(target_url) as target:
+        await copy_store(saver, target)
+        found = await target.averify()
+    assert stored_rows(url_of(saver))[1:] == stored_rows(target_url)[1:]
+    assert found.problems == (await saver.averify()).problems
+
+
+async def test_a_copied_thread_goes_on(saver: Saver, target_url: str) -> None:
+    scenario = SCENARIOS["delta"]
+    await play(scenario.builder(saver), scenario.steps[:2], "sync", config())
+    async with create_saver(target_url) as target:
+        await copy_store(saver, target)
+        for one in (saver, target):
+            await play(scenario.builder(one), scenario.steps[2:], "sync", config())
+        states = [
+            (await scenario.builder(one).aget_state(config())).values for one in (saver, target)
+        ]
+    assert states[0] == states[1]
+
+
+async def test_only_what_is_new_is_copied_and_what_the_target_has_besides_stays(
+    saver: Saver, target_url: str
+) -> None:
+    await put(saver, config(), "1", a=noise(1), b=noise("b", 100_000))
+    await saver.aput_writes(config(checkpoint_id="1"), [("__resume__", ["old"])], "task")
+    await saver.aput_writes(config(checkpoint_id="1"), [("x", "kept")], "task")
+    async with create_saver(target_url) as target:
+        await copy_store(saver, target)
+        await put(target, config(checkpoint_id="1"), "2t", a="of the target")
+        await target.aput_writes(config(checkpoint_id="1"), [("x", "of another")], "other task")
+        await put(
+            saver, config(checkpoint_id="1"), "2", a=noise(1) + b"more", b=noise("b", 100_000)
+        )
+        await put(saver, config(), "1", a="replaced")
+        await saver.aput_writes(config(checkpoint_id="1"), [("__resume__", ["old", "new"])], "task")
+        moved = await copy_store(saver, target)
+        found = {one.checkpoint["id"]: one for one in await seen(target)}
+        assert (await target.averify()).whole
+        # A put that builds on what the process remembers of the target stores what it is given.
+        await put(
+            target, config(checkpoint_id="2t"), "3t", a="of the target", b=noise("b", 100_000)
+        )
+        assert (await target.averify()).whole
+    assert (moved.checkpoints, moved.writes) == (2, 1)
+    assert moved.bytes < 50_000
+    assert set(found) == {"1", "2", "2t"}
+    assert found["1"].checkpoint["channel_values"] == {"a": "replaced"}
+    assert found["2t"].checkpoint["channel_values"] == {"a": "of the target"}
+    assert found["1"].pending_writes == [
+        ("other task", "x", "of another"),
+        ("task", "__resume__", ["old", "new"]),
+        ("task", "x", "kept"),
+    ]
+
+
+async def test_a_thread_is_as_old_as_the_older_of_both(saver: Saver, target_url: str) -> None:
+    async with create_saver(target_url) as target:
+        for one in (saver, target):
+            await put(one, config(), "1", a=url_of(one))
+        moments = ("2024-01-01 00:00:00", "2999-01-01 00:00:00")
+        for one, moment in zip((saver, target), moments, strict=True):
+            times = f"created_at = '{moment}', updated_at = '{moment}'"
+            execute(url_of(one), f"UPDATE checkpointer_threads SET {times}")
+        await copy_store(saver, target)
+        assert dates(target) == [("a thread", *moments)]
+
+
+async def test_some_threads_are_copied_and_one_that_is_not_there_is_named(
+    saver: Saver, target_url: str
+) -> None:
+    for name in ("1", "2", "3"):
+        await put(saver, config(name), "1", a=noise(name))
+    async with create_saver(target_url) as target:
+        with pytest.raises(TransferError, match="'none': found no such thread") as raised:
+            await copy_store(saver, target, thread_ids=["1", "none", "3", 3])  # type: ignore[list-item]
+        copied = {one.config["configurable"]["thread_id"] for one in await seen(target)}
+    assert copied == {"1", "3"}
+    assert raised.value.report.threads == 2
+    assert list(raised.value.failures) == ["none"]
+
+
+async def test_a_store_is_not_copied_into_itself(
+    saver: Saver, migrated_url: str, database_kind: str
+) -> None:
+    given: list[Any] = [saver.engine, migrated_url]
+    if database_kind == "sqlite":
+        path = Path(sa.make_url(migrated_url).database or "")
+        given.append(f"sqlite:///{path.parent}/../{path.parent.name}/{path.name}?timeout=3")
+    for one in given:
+        async with create_saver(one) as target:
+            with pytest.raises(ConfigurationError, match="expected two stores"):
+                await copy_store(saver, target)
+    with pytest.raises(ConfigurationError, match="expected two stores"):
+        await copy_store(saver, saver)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_damaged_thread_is_named_and_left_out_and_the_others_are_copied(
+    migrated_url: str, new_migrated_url: Callable[[], str], damage: Damage
+) -> None:
+    stored = await store(migrated_url)
+    damage.make(stored)
+    async with create_saver(migrated_url) as source, create_saver(new_migrated_url()) as target:
+        with pytest.raises(TransferError, match="'a thread'") as raised:
+            await copy_store(source, target)
+        assert {type(one) for one in raised.value.failures.values()} == {DamagedDataError}
+        assert raised.value.report.threads == 1
+        [found] = await seen(target)
+        assert found.config["configurable"]["thread_id"] == "another"
+        assert (await target.averify()).whole
+
+
+async def test_damage_that_stands_in_the_target_is_told_and_nothing_changes(
+    saver: Saver, migrated_url: str, new_migrated_url: Callable[[], str]
+) -> None:
+    url = new_migrated_url()
+    stored = await store(url)
+    DAMAGES["a chunk is missing"].make(stored)
+    await put(saver, config(), "4", a="new")
+    before = stored_rows(url)
+    async with create_saver(url) as target:
+        with pytest.raises(TransferError, match="expected that all of the thread is whole"):
+            await copy_store(saver, target)
+    assert stored_rows(url) == before
+
+
+async def test_an_identifier_that_the_target_cannot_hold_is_named(
+    saver: Saver, target_url: str, database_kind: str
+) -> None:
+    if database_kind == "postgresql":
+        await put(saver, config("a"), "1", x=1)  # which cannot hold it itself
+        async with create_saver(target_url) as target:
+            assert (await copy_store(saver, target)).threads == 1
+        return
+    await put(saver, config("a\0b"), "1", x=1)
+    await put(saver, config("b"), "1\0", x=1)
+    await put(saver, config("c"), "1", x=1)
+    await saver.aput_writes(config("c", "1"), [("chan\0nel", 1)], "task")
+    await put(saver, config("d"), "1", **{"chan\0nel": 1})
+    async with create_saver(target_url) as target:
+        if "sqlite" in target_url:
+            assert (await copy_store(saver, target)).threads == 4
+            await assert_read_equal(saver, target)
+            return
+        with pytest.raises(TransferError, match="NUL character") as raised:
+            await copy_store(saver, target)
+        assert {type(one) for one in raised.value.failures.values()} == {InvalidInputError}
+        assert list(raised.value.failures) == ["a\0b", "b", "c"]
+        assert [one.config["configurable"]["thread_id"] for one in await seen(target)] == ["d"]
+
+
+async def assert_read_equal(one: Saver, other: Saver) -> None:
+    assert repr(await seen(one)) == repr(await seen(other))
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are sent ahead of nearly every thread, and rows are read a few at a time."""
+    monkeypatch.setattr(intake, "AHEAD", 4096)
+    monkeypatch.setattr(soundness, "CHUNKS", 16)
+    monkeypatch.setattr(transfer, "CHUNKS", 16)
+    monkeypatch.setattr(transfer, "PAGE", 3)
+    monkeypatch.setattr(moving, "SPOOL_BYTES", 1024)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+async def test_no_more_than_a_page_of_rows_is_held_at_once(
+    saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(saver)
+    await put(saver, config("long"), "1", a=noise("long", 1_000_000))
+    sizes: list[int] = []
+    fetch = DriverConnection.fetch
+
+    def measured(self: DriverConnection, statement: Any, parameters: Any = {}) -> Sequence[Any]:  # noqa: B006 - only read
+        found = fetch(self, statement, parameters)
+        sizes.append(sum(len(part) for row in found for part in row if isinstance(part, bytes)))
+        return found
+
+    async with create_saver(target_url) as target:
+        with monkeypatch.context() as patch:
+            patch.setattr(DriverConnection, "fetch", measured)
+            moved = await copy_store(saver, target)
+        await assert_equal(saver, target)
+    assert moved.bytes > 1_200_000
+    assert max(sizes) < 50_000
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("change", ["replaced", "deleted", "pruned", "grown"])
+async def test_a_thread_that_changes_meanwhile_is_copied_as_it_was_at_one_moment(
+    saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    parent = config()
+    for number in range(9):
+        parent = await put(saver, parent, f"{number}", a=noise(number))
+    changes: dict[str, Callable[[], Awaitable[Any]]] = {
+        "replaced": partial(put, saver, config(), "8", a=noise("other"), b=1),
+        "deleted": partial(saver.adelete_thread, "a thread"),
+        "pruned": partial(saver.aprune, ["a thread"]),
+        "grown": partial(put, saver, parent, "9", a=noise(9)),
+    }
+    before = await seen(saver)
+    happened: list[str] = []
+    rows = transfer._Copying._rows  # noqa: SLF001 - between its pages, others write
+
+    async def changing(self: Any, *given: Any) -> Any:
+        async for page in rows(self, *given):
+            if not happened:
+                happened.append(change)
+                await changes[change]()
+            yield page
+
+    monkeypatch.setattr(transfer._Copying, "_rows", changing)  # noqa: SLF001
+    async with create_saver(target_url) as target:
+        moved = await copy_store(saver, target)
+        expected = before if change == "grown" else await seen(saver)
+        assert repr(await seen(target)) == repr(expected)
+        assert (await target.averify()).whole
+    assert moved.checkpoints == len(expected)
+
+
+async def test_a_thread_that_never_stands_still_is_told(
+    saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(saver, config(), "0", a=0)
+    add = intake.Intake.add_chunks
+    numbers = iter(range(1, 100))
+
+    async def changing(self: Any, chunks: Any) -> None:
+        await add(self, chunks)
+        await put(saver, config(), "0", a=noise(next(numbers)))
+
+    await put(saver, config(), "0", a=noise(0))
+    monkeypatch.setattr(intake.Intake, "add_chunks", changing)
+    async with create_saver(target_url) as target:
+        with pytest.raises(TransferError, match="10 times in a row") as raised:
+            await copy_store(saver, target)
+        assert await seen(target) == []
+    assert {type(one) for one in raised.value.failures.values()} == {DatabaseBusyError}
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("change", ["swept", "deleted", "deleted and made anew"])
+async def test_chunks_sent_ahead_that_the_target_loses_are_sent_again(
+    saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    await put(saver, config(), "0", a=noise(0, 60_000))
+    happened: list[str] = []
+    commit = intake.Intake.commit
+    async with create_saver(target_url) as target, create_saver(target_url) as other:
+
+        async def late(self: Any) -> TransferReport:
+            if not happened:
+                assert row_counts(target_url)["checkpointer_chunks"] > 10
+                happened.append(change)
+                if change == "swept":
+                    assert (await other.averify(repair=True)).removed > 10
+                else:
+                    await other.adelete_thread("a thread")
+                if change.endswith("anew"):
+                    await put(other, config(), "1", a="another")
+            return await commit(self)
+
+        monkeypatch.setattr(intake.Intake, "commit", late)
+        await copy_store(saver, target)
+        assert (await target.averify()).whole
+        found = {
+            one.checkpoint["id"]: one.checkpoint["channel_values"] for one in await seen(target)
+        }
+    assert found.pop("0") == {"a": noise(0, 60_000)}
+    assert found == ({"1": {"a": "another"}} if change.endswith("anew") else {})
+
+
+async def test_a_source_without_rows_and_a_closed_saver(
+    saver: Saver, new_migrated_url: Callable[[], str]
+) -> None:
+    url = new_migrated_url()
+    async with create_saver(url) as target:
+        assert await copy_store(saver, target) == TransferReport()
+    assert row_counts(url) == NOTHING
+
+
+KILLS = 6
+
+
+@on_each_database
+async def test_a_copy_that_is_killed_leaves_whole_threads_and_is_gone_on_with(
+    saver: Saver, target_url: str
+) -> None:
+    await fill(saver)
+    for number in range(4):
+        await put(saver, config(f"thread {number}"), "1", a=noise(number, 60_000))
+    expected = {thread: repr(found) for thread, found in (await by_thread(saver)).items()}
+    seed = uuid4().int
+    random = Random(seed)  # noqa: S311 - a test's data, not a secret
+    print(f"the seed is {seed}")  # noqa: T201 - captured
+    ended = {}
+    async with create_saver(target_url) as target:
+        for number in range(KILLS):
+            with started(copy_all, url_of(saver), target_url) as process:
+                chunks = chunks_of(target_url)
+                while process.is_alive() and chunks_of(target_url) == chunks:  # noqa: ASYNC110 - another process's
+                    await asyncio.sleep(0.005)
+                await asyncio.sleep(random.uniform(0, 0.03))
+                process.kill()
+                process.join()
+                ended[number] = process.exitcode
+            assert (await target.averify()).whole
+            for thread, found in (await by_thread(target)).items():
+                assert repr(found) == expected[thread]
+        assert -signal.SIGKILL in ended.values(), ended
+        await copy_store(saver, target)
+        await assert_equal(saver, target)
+
+
+def chunks_of(url: str) -> int:
+    return row_counts(url)["checkpointer_chunks"]
+
+
+async def by_thread(saver: Saver) -> dict[str, list[CheckpointTuple]]:
+    found: dict[str, list[CheckpointTuple]] = {}
+    for one in await seen(saver):
+        found.setdefault(one.config["configurable"]["thread_id"], []).append(one)
+    return found
+
+
+def test_dates_are_aware() -> None:
+    at = datetime.now(UTC)
+    assert moving.Outline().dates(at) == moving.Dates(at, at)
+    older = moving.Outline(created_at=at - timedelta(1), updated_at=at)
+    assert older.dates(at + timedelta(1)) == moving.Dates(at - timedelta(1), at)
