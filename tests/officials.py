@@ -1,4 +1,4 @@
-"""The official savers on a database that a URL of ours names, and their tables of older releases."""
+"""The official savers on databases that URLs of ours name, and their tables of older releases."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
