@@ -509,7 +509,6 @@ async def _race(author: Author, race: Race) -> None:
 def copy_all(source_url: str, target_url: str) -> None:
     """Copy one store into another, a small piece at a time, until the process is killed."""
     warnings.simplefilter("error")
-    transfer.PAGE, intake.AHEAD = 8, 4096
 
     async def run() -> None:
         async with (
@@ -519,7 +518,10 @@ def copy_all(source_url: str, target_url: str) -> None:
         ):
             await copy_store(source, target)
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "PAGE", 8)
+        patch.setattr(intake, "AHEAD", 4096)
+        asyncio.run(run())
 
 
 def _run(work: Run, url: str, path: Path) -> None:

@@ -55,7 +55,7 @@ class Colour(Enum):
     RED = 1
 
 
-CUSTOM = {
+CUSTOM: dict[str, Any] = {
     "model": Model(name="outer", inner=[Model(name="inner")]),
     "dataclass": Data(1),
     "enum": Colour.RED,
@@ -84,9 +84,10 @@ async def fill(saver: BaseCheckpointSaver[Any], names: Iterable[str] = FEW) -> N
     for number in range(3):
         stored = checkpoint(f"{number}", CUSTOM | {"long": CUSTOM["long"] + [number]})
         names = dict.fromkeys(stored["channel_values"], f"{number:032}.0.{number}")
-        stored["channel_versions"] = names | {"no value": "1"}
-        versions = stored["channel_versions"]
-        parent = await saver.aput(parent, stored, {"step": number, "ü": ["\N{SNOWMAN}"]}, versions)
+        versions: Any = names | {"no value": "1"}
+        stored["channel_versions"] = versions
+        described: Any = {"step": number, "ü": ["\N{SNOWMAN}"]}
+        parent = await saver.aput(parent, stored, described, versions)
         writes = [*CUSTOM.items(), ("__interrupt__", [number]), ("last", number)]
         await saver.aput_writes(parent, writes, "b task", "~path, 1")
         await saver.aput_writes(parent, [("x", number)], "c task", "~path, 0")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
+from langgraph.checkpoint.memory import InMemorySaver
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from storing import SENDS, Statement, checkpoint, config, put, statements
@@ -138,6 +139,9 @@ async def use_everything(saver: Saver, mark: Markers) -> None:
     await saver.averify(thread, repair=True)
     await saver.adelete_for_runs([mark(), run])
     await saver.adelete_thread(thread)
+    source: Any = InMemorySaver()
+    await fill(source, mark, mark(), mark())
+    await saver.aimport_from(source)
     await saver.setup()
 
 

@@ -131,8 +131,8 @@ def dates(saver: Saver) -> list[tuple[object, ...]]:
 
 def rows_of(saver: Saver) -> list[Any]:
     """All rows but for the metadata's projection, which PostgreSQL writes in its own way."""
-    checkpoints, *others = map(list, stored_rows(url_of(saver)))  # type: ignore[call-overload]
-    return [[(*row[:5], row[6]) for row in checkpoints], *others]
+    found: list[Any] = stored_rows(url_of(saver))
+    return [[(*row[:5], row[6]) for row in found[0]], *found[1:]]
 
 
 async def fill(saver: Saver) -> None:
@@ -315,7 +315,7 @@ async def test_an_identifier_that_the_target_cannot_hold_is_named(
         await put(source, config("b"), "1\0", x=1)
         await put(source, config("c"), "1", x=1)
         await source.aput_writes(config("c", "1"), [("chan\0nel", 1)], "task")
-        await put(source, config("d"), "1", **{"chan\0nel": 1})
+        await put(source, config("d"), "1", None, **{"chan\0nel": 1})
         await copy_store(source, file)
         assert await seen(file) == await seen(source)
         with pytest.raises(TransferError, match="NUL character") as raised:
