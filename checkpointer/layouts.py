@@ -214,7 +214,7 @@ def find_layout(
     ours = any(name.startswith("checkpointer_") for name in found)
     hint = "; it holds a store of this package: use copy_store" if ours else ""
     raise ConfigurationError(
-        f"found {', '.join(sorted(found)) or 'no tables'} in {place}, expected the tables of an "
+        f"found {len(found)} tables in {place}, expected among them the tables of an "
         f"official saver: {' or '.join(expected)}{hint}"
     )
 

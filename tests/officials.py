@@ -38,12 +38,13 @@ async def history(saver: BaseCheckpointSaver[Any]) -> list[CheckpointTuple]:
     return sorted(found, key=lambda one: sorted(one.config.get("configurable", {}).items()))
 
 
-WRITES = {True: "writes", False: "checkpoint_writes"}
-"""The table of writes, by whether it stands in a file."""
+def writes_of(url: str) -> str:
+    """The name of the table of writes."""
+    return "writes" if is_file(url) else "checkpoint_writes"
 
 
 def undo_task_path(url: str) -> None:
     """Make the tables those of releases from before tasks had paths."""
-    execute(url, f"ALTER TABLE {WRITES[is_file(url)]} DROP COLUMN task_path")
+    execute(url, f"ALTER TABLE {writes_of(url)} DROP COLUMN task_path")
     if not is_file(url):
         execute(url, "DELETE FROM checkpoint_migrations WHERE v >= 9")

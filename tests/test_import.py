@@ -14,7 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Send
-from officials import history, is_file, official, undo_task_path
+from officials import history, is_file, official, undo_task_path, writes_of
 from pydantic import BaseModel
 from scenarios import SCENARIOS, play
 from schemas import execute, query
@@ -140,9 +140,7 @@ async def test_the_official_saver_and_ours_give_equal_histories(
     assert calls == [(number, len(SCENARIOS) + 1) for number in range(1, len(SCENARIOS) + 2)]
     paths = "SELECT task_path FROM {} ORDER BY thread_id, checkpoint_id, task_id, idx"
     ours = query(url_of(saver), paths.format("checkpointer_writes"))
-    theirs = query(
-        source_url, paths.format("writes" if is_file(source_url) else "checkpoint_writes")
-    )
+    theirs = query(source_url, paths.format(writes_of(source_url)))
     assert ours == theirs
 
 
@@ -151,7 +149,7 @@ def url_of(saver: Saver) -> str:
 
 
 def official_rows(url: str) -> list[Any]:
-    tables = ("checkpoints", "writes") if is_file(url) else ("checkpoints", "checkpoint_writes")
+    tables = ("checkpoints", writes_of(url))
     return [query(url, f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables]
 
 
@@ -286,7 +284,9 @@ async def test_rows_of_early_releases_of_the_official_sqlite_saver(
     )
     async with create_saver(new_migrated_url()) as saver:
         await import_official(url, saver)
-        found = {one.config["configurable"]["thread_id"]: one for one in await history(saver)}
+        found = {
+            one.config.get("configurable", {})["thread_id"]: one for one in await history(saver)
+        }
     assert [found[str(n)].metadata for n in range(4)] == [{}, {"step": 2}, {"step": 1}, {"step": 1}]
     assert found["2"].checkpoint["channel_values"] == {"a": [1], "set": {1}}
     assert found["3"].pending_writes == [("task", "a", None)]
@@ -347,10 +347,9 @@ async def test_rows_that_cannot_be_imported_are_named_and_the_others_are(
         await source.aput(
             config("a long key", checkpoint_ns="x" * 2100), checkpoint("1", {}), {}, {}
         )
-    writes = "writes" if is_file(url) else "checkpoint_writes"
     execute(
         url,
-        f"UPDATE {writes} SET type = NULL WHERE thread_id = 'no type'",
+        f"UPDATE {writes_of(url)} SET type = NULL WHERE thread_id = 'no type'",
         "UPDATE checkpoints SET checkpoint_id = '2' WHERE thread_id = 'misplaced'",
     )
     with pytest.raises(TransferError, match="expected what an official saver stores") as raised:
@@ -365,7 +364,9 @@ async def test_rows_that_cannot_be_imported_are_named_and_the_others_are(
     assert "checkpoint '1'" in str(failures["no type"])
     assert "checkpoint '2'" in str(failures["misplaced"])
     assert "2101 bytes" in str(failures["a long key"])
-    assert [one.config["configurable"]["thread_id"] for one in await history(saver)] == ["good"]
+    assert [one.config.get("configurable", {})["thread_id"] for one in await history(saver)] == [
+        "good"
+    ]
     assert (await saver.averify()).problems == ()
     with pytest.raises(TransferError, match="'none': found no such thread"):
         await import_official(url, saver, thread_ids=["none", "good"])
@@ -378,7 +379,9 @@ async def test_a_database_without_official_tables_is_refused(
         await import_official(migrated_url, saver)
     url = new_database_url()
     execute(url, "CREATE TABLE checkpoints (thread_id TEXT)")
-    with pytest.raises(ConfigurationError, match="expected the tables of an official saver"):
+    with pytest.raises(
+        ConfigurationError, match="expected among them the tables of an official saver"
+    ):
         await import_official(url, saver)
     execute(url, "CREATE TABLE writes (thread_id TEXT)")
     with pytest.raises(ConfigurationError, match=r"without checkpoints\.checkpoint_ns"):
@@ -417,7 +420,7 @@ async def test_official_tables_in_another_schema(
         before = await history(source)
     names = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
     execute(url, "CREATE SCHEMA old", *(f"ALTER TABLE {one} SET SCHEMA old" for one in names))
-    with pytest.raises(ConfigurationError, match="no tables"):
+    with pytest.raises(ConfigurationError, match="found 0 tables"):
         await import_official(url, saver)
     await import_official(url, saver, schema="old")
     assert await history(saver) == before
@@ -435,6 +438,25 @@ async def test_a_read_only_engine_with_pages_of_few_bytes(
     await engine.dispose()
     async with official(source_url) as source:
         await assert_histories_are_equal(source, saver)
+
+
+@pytest.mark.parametrize("part", ["_checkpoints", "_take_writes"])
+async def test_a_thread_that_goes_meanwhile_is_not_imported_in_half(
+    saver: Saver, source_url: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    happened: list[str] = []
+    read = getattr(importing.OfficialSource, part)
+
+    def deleting(self: Any, *given: Any) -> Any:
+        if not happened:
+            happened.append(part)
+            execute(source_url, "DELETE FROM checkpoints", f"DELETE FROM {writes_of(source_url)}")
+        return read(self, *given)
+
+    monkeypatch.setattr(importing.OfficialSource, part, deleting)
+    assert await import_official(source_url, saver) == TransferReport()
+    assert happened == [part]
+    assert stored_rows(url_of(saver)) == [[], [], [], []]
 
 
 async def test_dates_are_those_of_the_checkpoints(

@@ -140,7 +140,8 @@ async def use_everything(saver: Saver, mark: Markers) -> None:
     await saver.adelete_for_runs([mark(), run])
     await saver.adelete_thread(thread)
     source: Any = InMemorySaver()
-    await fill(source, mark, mark(), mark())
+    at = await put(source, config(mark()), mark(), {mark(): mark()}, a=mark(300))
+    await source.aput_writes(at, [(mark(), mark()), ("__error__", mark())], mark())
     await saver.aimport_from(source)
     await saver.setup()
 
