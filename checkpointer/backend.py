@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from threading import Lock
@@ -78,13 +78,19 @@ class Backend(ABC):
         self._idle = asyncio.Event()
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Make several transactions one call: the end waits for all of them, and refuses none."""
+    def call(self, name: str | None = None) -> Iterator[None]:
+        """Make several transactions one call: the end waits for all of them, and refuses none.
+
+        Args:
+            name: What telemetry calls it; a method of the saver's has told that itself.
+        """
         self.check_open()
         self.bridge.bind()
+        telemetry = self.database.telemetry
+        told = telemetry.operation(name) if telemetry is not None and name else nullcontext()
         token = _caller.set(self._identity)
         try:
-            with self._counted():
+            with self._counted(), told:
                 yield
         finally:
             _caller.reset(token)

@@ -46,7 +46,7 @@ from checkpointer.tables import checkpoints, writes
 from checkpointer.twins import SyncTwins
 
 TABLES: Final = ("threads", "checkpoints", "writes", "chunks")
-STRATEGIES: Final = ("keep_latest", "delete")
+STRATEGIES: Final = ("keep_latest", "delete", "delete_all")
 
 
 class Housekeeping(SyncTwins):
@@ -168,7 +168,8 @@ class Housekeeping(SyncTwins):
             thread_ids: The threads.
             strategy: `"keep_latest"` keeps the latest checkpoint of each namespace, and the
                 ancestors that a `DeltaChannel` of it is rebuilt from; it drops the namespaces of
-                subgraph calls that have finished. `"delete"` deletes the threads.
+                subgraph calls that have finished. `"delete"` deletes the threads, and so
+                does `"delete_all"`, as LangGraph's Agent Server has it.
             keep_last: Keep the latest so many of each namespace instead, with what these are read
                 from; and of subgraphs with a memory what runs need that start from one of them.
                 Forks whose ends are not among them go, also where they wait for an answer.
@@ -188,12 +189,13 @@ class Housekeeping(SyncTwins):
             )
         check_keep_last(keep_last)
         check_flag("dry_run", dry_run)
-        if strategy == "delete" and keep_last is not None:
+        deletes = strategy != "keep_latest"
+        if deletes and keep_last is not None:
             raise InvalidInputError(
-                'found keep_last with the prune strategy "delete", expected one of both'
+                f"found keep_last with the prune strategy {quoted(strategy)}, expected one of both"
             )
         store = self._backend.store
-        if strategy == "delete":
+        if deletes:
             work = partial(retention.drop, store=store)
         else:
             rule = Rule(keep_last=keep_last or 1, replayable=keep_last is not None)

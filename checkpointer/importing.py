@@ -114,7 +114,7 @@ async def _import(
     names = None
     if thread_ids is not None:
         names = dict.fromkeys(identifiers("thread_id", thread_ids, dialect))
-    with backend.call():
+    with backend.call("import_official"):
         into, named = Target(backend, id_of), names is not None
         official = OfficialSource(database, layout, into, target.serde, named=named)
         total = len(names or ())

@@ -90,7 +90,7 @@ async def copy_store(
     names = None
     if thread_ids is not None:
         names = dict.fromkeys(identifiers("thread_id", thread_ids, reading.database.dialect))
-    with reading.call(), writing.call():
+    with reading.call(), writing.call("copy_store"):
         copying = _Copying(reading, Target(writing, id_of), named=names is not None)
         total = len(names or ())
         if names is None and progress is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
@@ -38,7 +39,9 @@ from checkpointer import (
     InvalidInputError,
     SchemaMissingError,
     SerializationError,
+    copy_store,
     create_saver,
+    import_official,
     worker,
 )
 from checkpointer.engine import URL_VARIABLE
@@ -235,6 +238,27 @@ async def test_bytes_are_those_of_what_was_read_and_put(saver: Saver, told: Told
     assert 3000 < first["bytes"] < 3500
     assert 3000 < cold_read["bytes"] < 3500
     assert warm_read["bytes"] < 500
+
+
+@pytest.mark.parametrize("name", ["copy_store", "import_official"])
+async def test_moving_threads_is_a_span_of_the_target(
+    saver: Saver, told: Told, tmp_path: Path, name: str
+) -> None:
+    source = f"{tmp_path}/source.db"
+    if name == "copy_store":
+        async with create_saver(f"sqlite:///{source}") as other:
+            await put(other, THREAD, "1")
+            told.forget()
+            await copy_store(other, saver)
+    else:
+        async with AsyncSqliteSaver.from_conn_string(source) as official:
+            await official.aput(THREAD, checkpoint("1", {}), {}, {})
+        await import_official(f"sqlite:///{source}", saver)
+    [span] = told.operations
+    assert span.name == f"checkpointer.{name}"
+    assert span.attributes is not None
+    assert span.attributes["checkpointer.threads"] == 1
+    assert span.attributes["checkpointer.round_trips"]
 
 
 async def test_setup_is_a_span(database_url: str, told: Told) -> None:

@@ -273,10 +273,11 @@ async def test_pruning_keeps_writes_whose_checkpoint_is_not_there_yet(
     assert found.pending_writes == [("a task", "own", noise("early"))]
 
 
-async def test_pruning_by_deletion_deletes(saver: Saver, database_url: str) -> None:
+@pytest.mark.parametrize("strategy", ["delete", "delete_all"])
+async def test_pruning_by_deletion_deletes(saver: Saver, database_url: str, strategy: str) -> None:
     for thread in ("a", "b", "c"):
         await line(saver, config(thread), "1", "2")
-    await saver.aprune(["a", "b", "no thread"], strategy="delete")
+    await saver.aprune(["a", "b", "no thread"], strategy=strategy)
     assert await ids(saver) == ["2", "1"]
     assert_no_garbage(database_url)
     assert row_counts(database_url)["checkpointer_threads"] == 1
