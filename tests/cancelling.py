@@ -263,6 +263,10 @@ OPERATIONS: dict[str, Operation] = {
     "acopy_thread": Operation(
         lambda saver, key: saver.acopy_thread(key, copied(key)), lambda key: [copied(key)]
     ),
+    "acopy_thread, up to a checkpoint": Operation(
+        lambda saver, key: saver.acopy_thread(key, copied(key), checkpoint_id="1"),
+        lambda key: [copied(key)],
+    ),
     "aprune": Operation(lambda saver, key: saver.aprune(both(key)), both),
     "aprune, delete": Operation(
         lambda saver, key: saver.aprune(both(key), strategy="delete"), both
