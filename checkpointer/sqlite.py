@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
@@ -51,9 +52,9 @@ class SQLite(Dialect):
         return {"pool_reset_on_return": None}
 
     def connect_args(self, url: sa.URL) -> dict[str, Any]:
-        """Nothing: opening a file does not wait."""
+        """What opens a file. It does not wait."""
         del url
-        return {}
+        return {"async_creator_fn": _open}
 
     def namespace(self, url: sa.URL) -> str:
         """The file's name: its directory, and the query of a URI, are nobody's business."""
@@ -144,6 +145,22 @@ class SQLite(Dialect):
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """Nothing more to do: `BEGIN IMMEDIATE` holds the file's write lock already."""
+
+
+async def _open(*args: Any, **options: Any) -> aiosqlite.Connection:
+    """Open a file, in a thread that ends with the process, and at once if that fails.
+
+    A thread whose file cannot be opened still tells the event loop that it ends: where the loop is
+    closed by then, it would print a traceback.
+    """
+    connection = aiosqlite.connect(*args, **options)
+    thread = connection._thread  # noqa: SLF001 - as SQLAlchemy's dialect does
+    thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(thread.join)
+        raise
 
 
 def _set_up(dbapi_connection: Any, record: ConnectionPoolEntry, *, timeout: float) -> None:
