@@ -5,10 +5,11 @@ The only module that imports Alembic, and only once there is something to upgrad
 
 import asyncio
 import shlex
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final, TextIO
 
 import sqlalchemy as sa
 
@@ -159,15 +160,38 @@ def _upgrade_locked(database: Database, connection: sa.Connection) -> bool:
     return True
 
 
+def write_sql(url: sa.URL, schema: str | None, output: TextIO) -> None:
+    """Write the SQL of all revisions, for an administrator who runs it by hand.
+
+    Args:
+        url: The database, which is not connected to.
+        schema: The PostgreSQL schema of the tables.
+        output: Where to write.
+    """
+    from alembic import command  # noqa: PLC0415
+
+    named = [f"url={url.render_as_string(hide_password=False)}"]
+    named += [] if schema is None else [f"schema={schema}"]
+    config = _alembic_config(output_buffer=output, cmd_opts=Namespace(x=named))
+    with _alembic_in_use:
+        command.upgrade(config, EXPECTED_REVISION, sql=True)
+
+
 def _run_alembic(connection: sa.Connection) -> None:
     from alembic import command  # noqa: PLC0415
+
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, EXPECTED_REVISION)
+
+
+def _alembic_config(**options: Any) -> Any:
     from alembic.config import Config  # noqa: PLC0415
 
     # No ini file: its logging section would turn the application's own loggers off.
-    config = Config()
+    config = Config(**options)
     config.set_main_option("script_location", str(_script_location()).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, EXPECTED_REVISION)
+    return config
 
 
 def _script_location() -> Path:

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pgbouncer
 import pytest
 import sqlalchemy as sa
+from commanding import Run, runner
 from databases import (
     Databases,
     PostgreSQLDatabases,
@@ -19,6 +20,7 @@ from hypothesis import settings
 from langchain_core.runnables import RunnableConfig
 
 import checkpointer
+from checkpointer.engine import SCHEMA_VARIABLE, URL_VARIABLE
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
 
@@ -132,6 +134,14 @@ async def saver(migrated_url: str) -> AsyncIterator["checkpointer.AsyncSQLAlchem
         yield saver
         checked_out = getattr(saver.engine.pool, "checkedout", lambda: 0)()
         assert checked_out == 0, f"{checked_out} connections were not given back to the pool"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `checkpointer` in this process, in which nothing names a database."""
+    for variable in (URL_VARIABLE, SCHEMA_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    return runner(capsys)
 
 
 @pytest.fixture

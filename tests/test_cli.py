@@ -1,45 +1,24 @@
 """The commands: `checkpointer` of the package, and `alembic` in a checkout."""
 
 import asyncio
-import io
+import json
 import os
-import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from damages import Rows, noise
+from commanding import CHECKOUT, Run, hidden, process
 from schemas import catalog, empty_databases, execute, query, stamp
-from storing import config, put, row_counts, stored_rows
 
-from checkpointer import Problem, create_saver
-from checkpointer.cli import EXIT_CODES, main
+from checkpointer import create_saver
 from checkpointer.tables import VERSION_TABLE, metadata
 
-CHECKOUT = Path(__file__).parent.parent
 VERSION_ROWS = f"SELECT version_num FROM {VERSION_TABLE}"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in a thread, where its event loop does not replace pytest's."""
-    monkeypatch.delenv("CHECKPOINTER_URL", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with ThreadPoolExecutor(1) as thread:
-            code = thread.submit(main, arguments).result()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def alembic(
@@ -58,30 +37,64 @@ def alembic(
     )
 
 
-def hidden(url: str) -> str:
-    return sa.make_url(url).render_as_string(hide_password=True)
-
-
 def test_upgrade_then_current_and_check_name_the_revision(run: Run, database_url: str) -> None:
-    at_head = (0, "the schema is at revision 0001\n", "")
+    where = hidden(database_url)
+    at_head = (0, f"{where}: the schema is at revision 0001\n", "")
     assert run("upgrade", "--url", database_url) == at_head
-    assert run("current", "--url", database_url) == (0, "0001\n", "")
-    checked = (0, "found revision 0001, expected revision 0001\n", "")
+    assert run("current", "--url", database_url) == (0, f"{where}: revision 0001\n", "")
+    checked = (0, f"{where}: found revision 0001, expected revision 0001\n", "")
     assert run("check", "--url", database_url) == checked
     assert run("upgrade", "--url", database_url) == at_head
     assert set(metadata.tables) <= {str(row[1]) for row in catalog(database_url)}
 
 
+def test_the_revision_as_json(run: Run, database_url: str) -> None:
+    def answer(command: str) -> tuple[int, object]:
+        code, out, _ = run(command, "--url", database_url, "--json")
+        return code, json.loads(out)
+
+    where = {"database": hidden(database_url), "schema": None}
+    assert answer("current") == (0, {**where, "revision": None})
+    code, checked = answer("check")
+    assert isinstance(checked, dict)
+    assert "expected" in checked.pop("message")
+    assert (code, checked) == (1, {**where, "ok": False, "found": None, "expected": "0001"})
+    assert answer("upgrade") == (0, {**where, "before": None, "revision": "0001"})
+    assert answer("upgrade") == (0, {**where, "before": "0001", "revision": "0001"})
+    good = {"ok": True, "found": "0001", "expected": "0001", "message": None}
+    assert answer("check") == (0, {**where, **good})
+
+
 def test_looking_at_a_database_without_schema_changes_nothing(run: Run, database_url: str) -> None:
+    is_file = database_url.startswith("sqlite")
     code, out, err = run("check", "--url", database_url)
     assert (code, out) == (1, "")
-    for part in ("found no schema in", hidden(database_url), "expected revision 0001"):
+    found = "found no such file as" if is_file else "found no schema in"
+    for part in (found, hidden(database_url), "checkpointer upgrade"):
         assert part in err
-    assert "run: checkpointer upgrade" in err
-    assert run("current", "--url", database_url) == (0, "none\n", "")
-    if database_url.startswith("sqlite"):
+    missing = "no such file" if is_file else "no schema"
+    current = (0, f"{hidden(database_url)}: {missing}\n", "")
+    assert run("current", "--url", database_url) == current
+    if is_file:
         assert not Path(sa.make_url(database_url).database or "").exists()
     assert catalog(database_url) == []
+
+
+@pytest.mark.parametrize("form", ["file:{}?uri=true", "file:{}?mode=rwc&uri=true"])
+def test_a_uri_of_a_file_that_is_not_there_makes_none(run: Run, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "with space.db"
+    url = f"sqlite:///{form.format(str(path).replace(' ', '%20'))}"
+    assert run("current", "--url", url)[1].endswith(": no such file\n")
+    code, _, err = run("check", "--url", url)
+    assert (code, "found no such file" in err) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+    assert run("upgrade", "--url", url)[0] == 0
+    assert run("check", "--url", url)[0] == 0
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_database_in_memory_is_always_there(run: Run) -> None:
+    assert run("current", "--url", "sqlite://")[1].endswith(": no schema\n")
 
 
 def test_looking_at_an_applications_sqlite_file_leaves_every_byte(run: Run, tmp_path: Path) -> None:
@@ -105,7 +118,7 @@ def test_check_names_a_newer_revision_and_leaves_it(run: Run, database_url: str)
         assert "found revision 9999" in err
         assert "expected revision 0001" in err
         assert "pip install --upgrade langgraph-checkpoint-sqlalchemy" in err
-    assert run("current", "--url", database_url) == (0, "9999\n", "")
+    assert run("current", "--url", database_url)[1].endswith(": revision 9999\n")
     assert catalog(database_url) == before
 
 
@@ -128,8 +141,8 @@ def test_the_environment_names_the_database_and_the_option_goes_first(
     named, other = empty_databases(new_database_url, 2)
     monkeypatch.setenv("CHECKPOINTER_URL", named)
     assert run("upgrade")[0] == 0
-    assert run("current")[1] == "0001\n"
-    assert run("current", "--url", other)[1] == "none\n"
+    assert run("current")[1] == f"{hidden(named)}: revision 0001\n"
+    assert run("current", "--url", other)[1].startswith(f"{hidden(other)}: no ")
 
 
 def test_without_a_url_the_file_checkpoints_db_is_taken(
@@ -140,215 +153,11 @@ def test_without_a_url_the_file_checkpoints_db_is_taken(
     assert query(f"sqlite:///{tmp_path}/checkpoints.db", VERSION_ROWS) == [("0001",)]
 
 
-@pytest.mark.parametrize("command", ["upgrade", "current", "check", "verify"])
-def test_a_server_that_is_not_there_is_named_without_password(run: Run, command: str) -> None:
-    code, out, err = run(command, "--url", "postgresql://app:secret@127.0.0.1:1/app")
-    assert (code, out) == (1, "")
-    assert "app:***@127.0.0.1" in err
-    assert "secret" not in err
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize("command", ["upgrade", "current", "check", "verify"])
-@pytest.mark.parametrize("url", ["nosuch://host/app", "sqlite+pysqlite:///x.db", "no url"])
-def test_a_url_that_cannot_work_is_refused(run: Run, command: str, url: str) -> None:
-    code, out, err = run(command, "--url", url)
-    assert (code, out) == (1, "")
-    assert err.startswith("checkpointer: ")
-    assert "expected" in err or "use sqlite+aiosqlite://" in err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["nosuch"],
-        ["check", "--nosuch"],
-        ["upgrade", "0001"],
-        ["check", "--repair"],
-        ["verify", "a thread"],
-        ["verify", "--thread"],
-    ],
-)
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: checkpointer" in capsys.readouterr().err
-
-
-def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for part in (
-        "upgrade Bring the schema",
-        "current Print the revision",
-        "check Fail unless",
-        "verify Read everything",
-        EXIT_CODES,
-    ):
-        assert part in shown
-
-
-def test_help_of_verify_says_what_its_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["verify", "--help"])
-    assert caught.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for part in ("--url", "--thread", "--repair", "1 if", "damage was found", EXIT_CODES):
-        assert part in shown
-
-
-async def fill(url: str) -> None:
-    """Store two threads; a checkpoint of one is replaced."""
-    async with create_saver(url) as saver:
-        for thread in ("a", "b"):
-            await put(saver, config(thread), "1", messages=noise(thread))
-        await put(saver, config("a"), "2", messages=noise("more"))
-        await put(saver, config("b"), "1", messages=noise("instead"))
-
-
-async def test_verify_finds_a_whole_store_whole_and_leaves_it(run: Run, migrated_url: str) -> None:
-    await fill(migrated_url)
-    before = stored_rows(migrated_url)
-    garbage = len(await unreferenced(migrated_url))
-
-    code, out, err = await asyncio.to_thread(run, "verify", "--url", migrated_url)
-
-    counts = row_counts(migrated_url)
-    assert (code, err) == (0, "")
-    summary = out.splitlines()[-1]
-    assert summary.startswith(f"{hidden(migrated_url)} is whole: read 2 threads, 3 checkpoints, ")
-    assert f"0 writes and {counts['checkpointer_chunks']} chunks of " in summary
-    assert summary.endswith(f"; {garbage} chunks were unreferenced, 0 removed")
-    assert out.count("unreferenced chunk: thread 'b', chunk ") == garbage
-    assert stored_rows(migrated_url) == before
-
-
-async def unreferenced(url: str) -> tuple[Problem, ...]:
-    async with create_saver(url) as saver:
-        return (await saver.averify()).problems
-
-
-async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_named(
-    run: Run, migrated_url: str
-) -> None:
-    await fill(migrated_url)
-    garbage = len(await unreferenced(migrated_url))
-    assert garbage > 3
-
-    def repair(thread: str) -> tuple[int, str]:
-        code, out, _ = run("verify", "--url", migrated_url, "--thread", thread, "--repair")
-        return code, out.splitlines()[-1]
-
-    code, summary = await asyncio.to_thread(repair, "a")
-    assert (code, summary.partition("; ")[2]) == (0, "0 chunks were unreferenced, 0 removed")
-    assert "read 1 threads, 2 checkpoints" in summary
-    code, summary = await asyncio.to_thread(repair, "b")
-    assert code == 0
-    assert summary.endswith(f"; {garbage} chunks were unreferenced, {garbage} removed")
-    assert await unreferenced(migrated_url) == ()
-
-
-async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_url: str) -> None:
-    await fill(migrated_url)
-    [[digest]] = query(
-        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
+def test_the_package_runs_as_a_module() -> None:
+    done = process("current", "--url", "sqlite://")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        *(0, "sqlite+aiosqlite://: no schema\n", ""),
     )
-    assert isinstance(digest, bytes)
-    Rows(migrated_url).lose({digest})
-    before = stored_rows(migrated_url)
-
-    code, out, err = await asyncio.to_thread(
-        run, "verify", "--url", migrated_url, "--thread", "a", "--repair"
-    )
-
-    assert (code, err) == (1, "")
-    problem, summary = out.splitlines()
-    [checkpoint] = {"1", "2"} & set(re.findall(r"checkpoint '(\d)'", problem))
-    assert problem == (
-        f"missing chunk: thread 'a', namespace '', checkpoint '{checkpoint}', channel 'messages', "
-        f"chunk {digest.hex()}: the channel's value: no row has this digest"
-    )
-    assert summary.startswith(f"{hidden(migrated_url)} is damaged, 1 problems: read 1 threads")
-    assert "from a backup" in summary
-    assert stored_rows(migrated_url) == before
-
-
-async def test_verify_says_when_there_is_no_such_thread(run: Run, migrated_url: str) -> None:
-    code, out, err = await asyncio.to_thread(
-        run, "verify", "--url", migrated_url, "--thread", "nosuch"
-    )
-    assert (code, out) == (1, "")
-    assert "found no thread 'nosuch' in" in err
-    assert hidden(migrated_url) in err
-
-
-def test_verify_makes_no_schema_and_no_file(run: Run, database_url: str) -> None:
-    code, out, err = run("verify", "--url", database_url)
-    assert (code, out) == (1, "")
-    assert "found no schema in" in err
-    if database_url.startswith("sqlite"):
-        assert not Path(sa.make_url(database_url).database or "").exists()
-    assert catalog(database_url) == []
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_verify_leaves_every_byte_of_a_file(run: Run, migrated_url: str) -> None:
-    """Also of one whose journal is not the one that a saver would choose."""
-    await fill(migrated_url)
-    path = Path(sa.make_url(migrated_url).database or "")
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")
-    before, files = path.read_bytes(), sorted(path.parent.iterdir())
-    code, _, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
-    assert code == 0
-    assert path.read_bytes() == before
-    assert sorted(path.parent.iterdir()) == files
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("with_rich", [True, False])
-async def test_verify_draws_a_bar_on_a_terminal(
-    run: Run, migrated_url: str, monkeypatch: pytest.MonkeyPatch, *, with_rich: bool
-) -> None:
-    await fill(migrated_url)
-    terminal = Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", terminal)
-    if not with_rich:
-        monkeypatch.setattr("checkpointer.cli.find_spec", lambda name: None)
-
-    code, out, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
-
-    assert code == 0
-    assert " is whole: " in out.splitlines()[-1]
-    drawn = terminal.getvalue()
-    assert ("threads" in drawn, "2/2" in drawn) == (with_rich, with_rich)
-    assert with_rich or not drawn
-
-
-def test_the_package_runs_as_a_module(database_url: str) -> None:
-    def run_module(command: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "checkpointer", command, "--url", database_url],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout
-
-    assert run_module("check")[0] == 1
-    assert run_module("upgrade") == (0, "the schema is at revision 0001\n")
-    assert run_module("check")[0] == 0
 
 
 async def test_setup_of_a_saver_does_what_the_commands_do(run: Run, database_url: str) -> None:
@@ -356,7 +165,7 @@ async def test_setup_of_a_saver_does_what_the_commands_do(run: Run, database_url
         await saver.setup()
         await saver.setup()
     checked = await asyncio.to_thread(run, "check", "--url", database_url)
-    assert checked == (0, "found revision 0001, expected revision 0001\n", "")
+    assert checked[0] == 0
 
 
 def test_alembic_upgrades_checks_and_downgrades(database_url: str) -> None:
@@ -414,7 +223,30 @@ def test_the_sql_that_alembic_prints_makes_the_same_schema(
     assert catalog(by_hand) == catalog(migrated)
     undo = alembic("downgrade", "head:base", "--sql", environment_url=by_hand)
     execute(by_hand, undo.stdout)
-    assert run("current", "--url", by_hand) == (0, "none\n", "")
+    assert run("current", "--url", by_hand)[1].endswith(": no schema\n")
+
+
+def test_the_sql_that_upgrade_prints_makes_the_schema(run: Run, database_url: str) -> None:
+    code, out, err = run("upgrade", "--sql", "--url", database_url)
+    assert (code, err) == (0, "")
+    assert catalog(database_url) == []
+    execute(database_url, out)
+    assert run("check", "--url", database_url)[0] == 0
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_the_commands_take_a_schema(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run("upgrade", "--sql", "--schema", "agents", "--url", database_url)
+    assert (code, "CREATE SCHEMA IF NOT EXISTS agents" in out) == (0, True)
+    assert run("upgrade", "--schema", "agents", "--url", database_url)[0] == 0
+    code, out, _ = run("check", "--schema", "agents", "--url", database_url)
+    assert (code, "schema 'agents': found revision 0001" in out) == (0, True)
+    assert run("check", "--url", database_url)[0] == 1
+    monkeypatch.setenv("CHECKPOINTER_SCHEMA", "agents")
+    assert run("check", "--url", database_url)[0] == 0
+    assert run("verify", "--url", database_url)[0] == 0
 
 
 def test_alembic_says_what_is_wrong_with_a_url() -> None:

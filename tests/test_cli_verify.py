@@ -1,0 +1,169 @@
+"""`checkpointer verify`."""
+
+import asyncio
+import io
+import json
+import re
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from commanding import Run, hidden
+from damages import Rows, noise
+from schemas import catalog, query
+from storing import config, put, row_counts, stored_rows
+
+from checkpointer import Problem, create_saver
+
+
+async def fill(url: str) -> None:
+    """Store two threads; a checkpoint of one is replaced."""
+    async with create_saver(url) as saver:
+        for thread in ("a", "b"):
+            await put(saver, config(thread), "1", messages=noise(thread))
+        await put(saver, config("a"), "2", messages=noise("more"))
+        await put(saver, config("b"), "1", messages=noise("instead"))
+
+
+async def test_verify_finds_a_whole_store_whole_and_leaves_it(run: Run, migrated_url: str) -> None:
+    await fill(migrated_url)
+    before = stored_rows(migrated_url)
+    garbage = len(await unreferenced(migrated_url))
+
+    code, out, err = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+
+    counts = row_counts(migrated_url)
+    assert (code, err) == (0, "")
+    summary = out.splitlines()[-1]
+    assert summary.startswith(f"{hidden(migrated_url)} is whole: read 2 threads, 3 checkpoints, ")
+    assert f"0 writes and {counts['checkpointer_chunks']} chunks of " in summary
+    assert summary.endswith(f"; {garbage} chunks that nothing names (--repair removes them)")
+    assert out.count("unreferenced chunk: thread 'b', chunk ") == garbage
+    assert stored_rows(migrated_url) == before
+
+
+async def unreferenced(url: str) -> tuple[Problem, ...]:
+    async with create_saver(url) as saver:
+        return (await saver.averify()).problems
+
+
+async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_named(
+    run: Run, migrated_url: str
+) -> None:
+    await fill(migrated_url)
+    garbage = len(await unreferenced(migrated_url))
+    assert garbage > 3
+
+    def repair(thread: str) -> tuple[int, str]:
+        code, out, _ = run("verify", "--url", migrated_url, "--thread", thread, "--repair")
+        return code, out.splitlines()[-1]
+
+    code, summary = await asyncio.to_thread(repair, "a")
+    assert (code, summary.partition("; ")[2]) == (0, "")
+    assert "read 1 thread, 2 checkpoints" in summary
+    code, summary = await asyncio.to_thread(repair, "b")
+    assert code == 0
+    assert summary.endswith(f"; {garbage} chunks that nothing names, {garbage} removed")
+    assert await unreferenced(migrated_url) == ()
+
+
+async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_url: str) -> None:
+    await fill(migrated_url)
+    [[digest]] = query(
+        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
+    )
+    assert isinstance(digest, bytes)
+    Rows(migrated_url).lose({digest})
+    before = stored_rows(migrated_url)
+
+    code, out, err = await asyncio.to_thread(
+        run, "verify", "--url", migrated_url, "--thread", "a", "--repair"
+    )
+
+    assert (code, err) == (1, "")
+    problem, summary = out.splitlines()
+    [checkpoint] = {"1", "2"} & set(re.findall(r"checkpoint '(\d)'", problem))
+    assert problem == (
+        f"missing chunk: thread 'a', namespace '', checkpoint '{checkpoint}', channel 'messages', "
+        f"chunk {digest.hex()}: the channel's value: no row has this digest"
+    )
+    assert summary.startswith(f"{hidden(migrated_url)} is damaged, 1 problem: read 1 thread,")
+    assert "from a backup" in summary
+    assert stored_rows(migrated_url) == before
+
+
+async def test_verify_says_when_there_is_no_such_thread(run: Run, migrated_url: str) -> None:
+    code, out, err = await asyncio.to_thread(
+        run, "verify", "--url", migrated_url, "--thread", "nosuch"
+    )
+    assert (code, out) == (2, "")
+    assert "found no thread 'nosuch'" in err
+
+
+def test_verify_makes_no_schema_and_no_file(run: Run, database_url: str) -> None:
+    code, out, err = run("verify", "--url", database_url)
+    assert (code, out) == (1, "")
+    assert "found no " in err
+    if database_url.startswith("sqlite"):
+        assert not Path(sa.make_url(database_url).database or "").exists()
+    assert catalog(database_url) == []
+
+
+async def test_verify_tells_the_same_as_json(run: Run, migrated_url: str) -> None:
+    await fill(migrated_url)
+    [[digest]] = query(
+        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
+    )
+    assert isinstance(digest, bytes)
+    Rows(migrated_url).lose({digest})
+    garbage = len(await unreferenced(migrated_url)) - 1
+
+    code, out, err = await asyncio.to_thread(run, "verify", "--url", migrated_url, "--json")
+
+    assert (code, err) == (1, "")
+    found = json.loads(out)
+    assert (found["database"], found["whole"]) == (hidden(migrated_url), False)
+    assert (found["threads"], found["checkpoints"], found["removed"]) == (2, 3, 0)
+    assert found["unreferenced"] == garbage
+    [missing] = [one for one in found["problems"] if one["kind"] == "missing chunk"]
+    assert (missing["thread_id"], missing["digest"]) == ("a", digest.hex())
+    assert len(found["problems"]) == garbage + 1
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_verify_leaves_every_byte_of_a_file(run: Run, migrated_url: str) -> None:
+    """Also of one whose journal is not the one that a saver would choose."""
+    await fill(migrated_url)
+    path = Path(sa.make_url(migrated_url).database or "")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    before, files = path.read_bytes(), sorted(path.parent.iterdir())
+    code, _, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+    assert code == 0
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == files
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_verify_draws_a_bar_on_a_terminal(
+    run: Run, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(migrated_url)
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    code, out, _ = await asyncio.to_thread(run, "verify", "--url", migrated_url)
+
+    assert code == 0
+    assert " is whole: " in out.splitlines()[-1]
+    drawn = terminal.getvalue()
+    assert ("threads" in drawn, "2/2" in drawn) == (True, True)
