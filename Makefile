@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-quick bench-storage soak soak-quick clean
+.PHONY: help demo test lint format bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,12 @@ soak: $(VENV)/.bench ## Let 200 agents work for ten minutes a database: nothing 
 
 soak-quick: $(VENV)/.bench ## The same in about two minutes
 	$(VENV)/bin/python benchmarks/soak.py --quick $(ARGS)
+
+cli-reference: $(VENV)/.test ## Write docs/cli.md from what the commands say of themselves
+	$(VENV)/bin/python tools/cli_reference.py
+
+screenshots: $(VENV)/.test ## Draw what the commands print, as docs/screenshots/*.svg
+	$(VENV)/bin/python tools/screenshots.py
 
 clean: ## Remove .venv, caches and builds
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* \
