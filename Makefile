@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python -m
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint format bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
+.PHONY: help demo test lint format docs bench bench-quick bench-storage soak soak-quick clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +29,11 @@ lint: $(VENV)/.dev ## Check style, format and types
 format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+# Pages must load nothing from elsewhere: no fonts, scripts or styles.
+docs: $(VENV)/.docs ## Build the documentation into site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
+	! grep -rEo '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//[^>]*' site --include='*.html'
 
 bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
@@ -51,12 +57,12 @@ screenshots: $(VENV)/.test ## Draw what the commands print, as docs/screenshots/
 	$(VENV)/bin/python tools/screenshots.py
 
 clean: ## Remove .venv, caches and builds
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* \
+	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each dependency group, so that it is installed again only when it may have changed.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --editable . --group $*
 	@touch $@
 

@@ -168,7 +168,7 @@ def page(
     return f"""\
 # Benchmarks
 
-Written by `make bench`; how it measures stands in [benchmarks/README.md](../benchmarks/README.md).
+Written by `make bench`; how it measures stands in `benchmarks/README.md`.
 
 {LEGEND} There were {rounds} rounds, in which the savers took turns. {reached} of {targets} targets
 were reached.

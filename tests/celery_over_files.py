@@ -1,0 +1,24 @@
+"""The example's Celery application on a broker of files, so that its test needs no server.
+
+Usage: celery --app celery_over_files worker
+"""
+
+from pathlib import Path
+
+from celery_tasks import app
+
+__all__ = ["app"]
+
+folders = {name: str(Path(name).absolute()) for name in ("queue", "control", "results")}
+for folder in folders.values():
+    Path(folder).mkdir(exist_ok=True)
+app.conf.update(
+    broker_url="filesystem://",
+    broker_transport_options={
+        "data_folder_in": folders["queue"],
+        "data_folder_out": folders["queue"],
+        "control_folder": folders["control"],
+        "store_processed": False,
+    },
+    result_backend=f"file://{folders['results']}",
+)

@@ -1,0 +1,246 @@
+"""The pages of the documentation, and what runs the blocks of code in them.
+
+A page is one program: its blocks run one after the other, in a directory of its own, and a Python
+block sees the names of those before it. What may stand in a block:
+
+- `python`: run; `await` works outside of functions. With `title="x.py"`, it is written to that file.
+- `bash`: one command a line, each of which must end well; see `COMMANDS`.
+- `sql`: run where the page's database is PostgreSQL.
+- `json`, `toml`: parsed; with a title, written to that file.
+- `text`: what is not run: output. After a line that ends with "prints:", what the block before printed.
+
+`CHECKPOINTER_URL` names the page's database, and so does `.../app` on the host `db.example.com`; every other
+database of that host is one more, at the newest schema.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import re
+import shlex
+import sys
+import tomllib
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
+import sqlalchemy as sa
+from alembic.config import main as alembic
+from packaging.requirements import Requirement
+from schemas import execute
+
+from checkpointer.cli import main as checkpointer
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGES: Final = {
+    path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+}
+PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+_FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<info>.*)")
+_TITLE = re.compile(r'title="([^"]+)"')
+_INCLUDE = re.compile(r'--8<-- "([^"]+)"\n')
+_URL = re.compile(r"postgres(?:ql)?(?:\+asyncpg)?://(\w+):secret@db\.example\.com/(\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of code.
+
+    Attributes:
+        where: Page and line, for messages.
+        language: What it says it is.
+        title: The file that it shows, if it does.
+        lead: The last line of text before it.
+    """
+
+    where: str
+    line: int
+    language: str
+    title: str | None
+    lead: str
+    code: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The blocks of a page, from the top."""
+    lines = PAGES[page].read_text().splitlines()
+    lead, number = "", 0
+    while number < len(lines):
+        opened = _FENCE.fullmatch(lines[number])
+        number += 1
+        if opened is None:
+            lead = lines[number - 1].strip() or lead
+            continue
+        start, end = number, opened["indent"] + opened["ticks"]
+        while lines[number] != end:
+            number += 1
+        code = "".join(f"{line.removeprefix(opened['indent'])}\n" for line in lines[start:number])
+        number += 1
+        title = _TITLE.search(opened["info"])
+        yield Block(
+            where=f"{page}:{start}",
+            line=start,
+            language=opened["info"].partition(" ")[0],
+            title=title and title[1],
+            lead=lead,
+            code=code,
+        )
+
+
+def included(block: Block) -> str | None:
+    """The file that a block consists of, when the site is built."""
+    found = _INCLUDE.fullmatch(block.code)
+    return found and found[1]
+
+
+class Program:
+    """A page that runs.
+
+    Args:
+        url: The page's database.
+        further_url: Makes one more.
+        patch: Undoes what the page does to the process.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        further_url: Callable[[], str],
+        patch: pytest.MonkeyPatch,
+    ) -> None:
+        self._urls = {"app": url}
+        self._further_url = further_url
+        self._patch = patch
+        # A module, because dataclasses and the types of a graph's state look theirs up.
+        self._module = ModuleType("page")
+        patch.setitem(sys.modules, "page", self._module)
+        patch.setenv("CHECKPOINTER_URL", url)
+        self.printed = ""
+
+    def run(self, block: Block, runner: asyncio.Runner) -> None:
+        """Run one block."""
+        code = _URL.sub(self._url, block.code)
+        if block.title is not None:
+            path = Path(block.title)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code)
+        if block.language == "python":
+            self._python(block, code, runner)
+        elif block.language == "bash":
+            for line in code.replace("\\\n", " ").splitlines():
+                self._command(shlex.split(line, comments=True), block.where)
+        elif block.language == "sql":
+            if self._urls["app"].startswith("postgresql"):
+                execute(self._urls["app"], code)
+        elif block.language == "json":
+            json.loads(code)
+        elif block.language == "toml":
+            tomllib.loads(code)
+        elif block.lead.endswith("prints:"):
+            checker, options = OutputChecker(), ELLIPSIS | NORMALIZE_WHITESPACE
+            assert checker.check_output(code, self.printed, options), (block.where, self.printed)
+
+    def _url(self, match: re.Match[str]) -> str:
+        user, database = match.groups()
+        if database not in self._urls:
+            self._urls[database] = self._further_url()
+        url = sa.make_url(self._urls[database])
+        if user != "app" and url.get_backend_name() == "postgresql":
+            url = url.set(username=user)
+        return url.render_as_string(hide_password=False)
+
+    def _python(self, block: Block, code: str, runner: asyncio.Runner) -> None:
+        # Errors tell the page's line.
+        text = "\n" * block.line + code
+        compiled = compile(text, block.where, "exec", flags=PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if block.title is not None:
+            return
+        result = eval(compiled, vars(self._module))  # noqa: S307 - the project's own pages
+        if inspect.iscoroutine(result):
+            runner.run(result)
+
+    def _command(self, words: list[str], where: str) -> None:
+        if not words:
+            return
+        if words[:3] == ["python", "-m", "checkpointer"]:
+            words = words[2:]
+        program, *arguments = words
+        assert program in COMMANDS, f"{where}: cannot run {program}"
+        if ">" in arguments:
+            *arguments, _, target = arguments
+            with Path(target).open("w") as file, self._patch.context() as patch:
+                patch.setattr(sys, "stdout", file)
+                COMMANDS[program](arguments, self._patch)
+        else:
+            COMMANDS[program](arguments, self._patch)
+
+
+def _export(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        patch.setenv(name, value)
+
+
+def _checkpointer(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    try:
+        code = checkpointer(arguments)
+    except SystemExit as exc:
+        code = exc.code
+    assert not code, f"checkpointer {shlex.join(arguments)} exited with {code}"
+
+
+def _alembic(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    """In a directory that has no `alembic.ini`, a checkout of this project is meant."""
+    with patch.context() as here:
+        if not Path("alembic.ini").exists():
+            here.chdir(ROOT)
+        alembic(arguments, prog="alembic")
+
+
+def _pip(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    """What is to be installed is this project, or what it declares."""
+    verb, *wanted = arguments
+    assert verb == "install"
+    groups = PROJECT["dependency-groups"].values()
+    extras = PROJECT["project"]["optional-dependencies"]
+    declared = [*PROJECT["project"]["dependencies"], *sum(extras.values(), [])]
+    declared += [one for group in groups for one in group if isinstance(one, str)]
+    names = {Requirement(one).name for one in declared}
+    for one in wanted:
+        requirement = Requirement(one.replace(".[", "langgraph-checkpoint-sqlalchemy[").replace("./", ""))
+        if requirement.name == PROJECT["project"]["name"]:
+            assert requirement.extras <= extras.keys()
+        else:
+            assert requirement.name in names
+
+
+def _make(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    target = arguments[0]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def _python(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    """An example; `test_examples.py` runs it."""
+    assert arguments[0] in EXAMPLES
+
+
+EXAMPLES: Final = tuple(
+    sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
+)
+
+COMMANDS: Final[dict[str, Callable[[list[str], pytest.MonkeyPatch], None]]] = {
+    "alembic": _alembic,
+    "checkpointer": _checkpointer,
+    "export": _export,
+    "make": _make,
+    "pip": _pip,
+    "python": _python,
+}
+"""The programs that pages tell to run."""
