@@ -18,7 +18,7 @@ app.conf.update(
         "data_folder_in": folders["queue"],
         "data_folder_out": folders["queue"],
         "control_folder": folders["control"],
-        "store_processed": False,
+        "polling_interval": 0.05,
     },
     result_backend=f"file://{folders['results']}",
 )

@@ -197,9 +197,9 @@ def _checkpointer(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
 
 
 def _alembic(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
-    """In a directory that has no `alembic.ini`, a checkout of this project is meant."""
+    """The page's own Alembic, if it has one; otherwise a checkout of this project is meant."""
     with patch.context() as here:
-        if not Path("alembic.ini").exists():
+        if arguments[0] != "init" and not Path("alembic.ini").exists():
             here.chdir(ROOT)
         alembic(arguments, prog="alembic")
 

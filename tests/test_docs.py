@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from checkpointer.errors import CheckpointerError
 
 LANGUAGES = {"python", "bash", "sql", "json", "text"}
 
-POSTGRESQL_ONLY = {"docs/pooling.md", "docs/scaling.md"}
+POSTGRESQL_ONLY = {"docs/application.md", "docs/pooling.md", "docs/scaling.md"}
 """Pages on what SQLite does not have."""
 
 STARTS_EMPTY = {"README.md", "docs/deploy.md"}
@@ -45,6 +46,19 @@ def new_roles(database_kind: str, request: pytest.FixtureRequest) -> Iterator[No
     execute(url, *(f"DROP ROLE {name}" for (name,) in set(query(url, ROLES)) - before))
 
 
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a page works. What it imports from there is forgotten afterwards."""
+    directory = tmp_path / "page"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.syspath_prepend(str(directory))
+    yield directory
+    for name, module in tuple(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(directory):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize(("page", "database_kind"), PROGRAMS, indirect=["database_kind"])
 def test_what_a_page_tells_to_run_runs(
     page: str,
@@ -52,14 +66,10 @@ def test_what_a_page_tells_to_run_runs(
     new_roles: None,
     new_database_url: Callable[[], str],
     new_migrated_url: Callable[[], str],
-    tmp_path: Path,
+    directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    directory = tmp_path / "page"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.syspath_prepend(str(directory))
     url = new_database_url() if page in STARTS_EMPTY else new_migrated_url()
     program = Program(url, new_migrated_url, monkeypatch)
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
