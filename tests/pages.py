@@ -213,9 +213,10 @@ def _pip(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     declared = [*PROJECT["project"]["dependencies"], *sum(extras.values(), [])]
     declared += [one for group in groups for one in group if isinstance(one, str)]
     names = {Requirement(one).name for one in declared}
+    name = PROJECT["project"]["name"]
     for one in wanted:
-        requirement = Requirement(one.replace(".[", "langgraph-checkpoint-sqlalchemy[").replace("./", ""))
-        if requirement.name == PROJECT["project"]["name"]:
+        requirement = Requirement(re.sub(r"^\.", name, one))
+        if requirement.name == name:
             assert requirement.extras <= extras.keys()
         else:
             assert requirement.name in names

@@ -128,7 +128,9 @@ def test_the_options_are_those_of_the_function() -> None:
     options = PAGES["docs/options.md"].read_text()
     parameters = inspect.signature(checkpointer.create_saver).parameters
     headings = re.findall(r"^## `(\w+)`", options, re.MULTILINE)
-    assert headings == [name for name in parameters if name != "url_or_engine"]
+    expected = [name for name in parameters if name != "url_or_engine"]
+    assert headings == expected
+    assert re.findall(r"^\| `(\w+)` \|", PAGES["README.md"].read_text(), re.MULTILINE) == expected
 
 
 def test_the_links_of_the_readme_lead_somewhere() -> None:
