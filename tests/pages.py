@@ -135,7 +135,8 @@ class Program:
             self._python(block, code, runner)
         elif block.language == "bash":
             for line in code.replace("\\\n", " ").splitlines():
-                self._command(shlex.split(line, comments=True), block.where)
+                words = shlex.split(line, comments=True)
+                self._command([os.path.expandvars(word) for word in words], block.where)
         elif block.language == "sql":
             if self._urls["app"].startswith("postgresql"):
                 execute(self._urls["app"], code)
