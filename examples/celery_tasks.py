@@ -8,16 +8,24 @@ backend to hand answers over.
 """
 
 import os
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from celery import Celery
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery import Celery  # type: ignore[import-untyped]
+from celery.signals import (  # type: ignore[import-untyped]
+    worker_process_init,
+    worker_process_shutdown,
+)
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
 
-app = Celery("celery_tasks", broker=os.environ.get("BROKER_URL", "redis://localhost"), backend="rpc://")
+Graph: TypeAlias = CompiledStateGraph[Any, Any, Any, Any]
+
+app = Celery(
+    "celery_tasks", broker=os.environ.get("BROKER_URL", "redis://localhost"), backend="rpc://"
+)
 
 
 def reply(state: MessagesState) -> dict[str, Any]:
@@ -34,28 +42,28 @@ class Process:
     """What a worker process has for itself: connections do not outlive a fork."""
 
     saver: AsyncSQLAlchemySaver
-    graph: CompiledStateGraph[Any, Any, Any, Any]
+    graph: Graph
 
 
 process: Final = Process()
 
 
-@worker_process_init.connect
+@worker_process_init.connect  # type: ignore[untyped-decorator]
 def open_saver(**_: object) -> None:
     """In each process of the pool, before its first task."""
     process.saver = create_saver(os.environ.get("CHECKPOINTER_URL"))
     process.graph = builder.compile(checkpointer=process.saver)
 
 
-@worker_process_shutdown.connect
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def close_saver(**_: object) -> None:
     """When the process ends."""
     process.saver.close()
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 def answer(thread_id: str, text: str) -> str:
     """Say something in a thread; what the graph answers."""
-    config = {"configurable": {"thread_id": thread_id}}
-    state = process.graph.invoke({"messages": [("human", text)]}, config)
+    thread = RunnableConfig(configurable={"thread_id": thread_id})
+    state = process.graph.invoke({"messages": [("human", text)]}, thread)
     return str(state["messages"][-1].content)

@@ -1,11 +1,11 @@
-"""A chat service: streamed answers, a list of conversations, and deleting one with all that it left.
+"""A chat service: streamed answers, a list of conversations, deleting one with all that it left.
 
     uvicorn --app-dir examples fastapi_app:app
-    curl -X POST localhost:8000/threads -H 'content-type: application/json' -d '{"title": "A trip"}'
-    curl -N -X POST localhost:8000/threads/ID/messages -H 'content-type: application/json' -d '{"text": "hello"}'
+    curl localhost:8000/threads --json '{"title": "A trip"}'
+    curl --no-buffer localhost:8000/threads/ID/messages --json '{"text": "hello"}'
 
-The application has one table of its own, in the same database as the checkpoints: the file `chat.db`,
-or what `CHECKPOINTER_URL` names. One engine serves both, so that one transaction can, too.
+The application has one table of its own, in the same database as the checkpoints: the file
+`chat.db`, or what `CHECKPOINTER_URL` names. One engine serves both, so that one transaction can.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from uuid import uuid4
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -65,7 +65,7 @@ class Service:
 
     def __init__(self, saver: AsyncSQLAlchemySaver) -> None:
         self.saver = saver
-        self.graph: CompiledStateGraph[Any, Any, Any, Any] = builder.compile(checkpointer=saver)
+        self.graph = builder.compile(checkpointer=saver)
         self.sessions = async_sessionmaker(saver.engine)
 
 
@@ -160,8 +160,8 @@ async def say(thread_id: str, message: NewMessage, service: Shared) -> Streaming
 
 
 async def answer_events(service: Service, thread_id: str, text: str) -> AsyncGenerator[str, None]:
-    """One event a word, and one at the end. A client that leaves ends the run; it can go on later."""
-    given = {"messages": [("human", text)]}
+    """One event a word, and one at the end. A client that leaves ends the run."""
+    given: MessagesState = {"messages": [HumanMessage(text)]}
     words = service.graph.astream(given, config_of(thread_id), stream_mode="custom")
     async with aclosing(words) as stream:  # type: ignore[type-var]
         async for word in stream:

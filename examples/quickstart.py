@@ -33,7 +33,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver, owns_table
+from checkpointer import AsyncSQLAlchemySaver, create_saver
 
 FILE: Final = Path("demo.db")
 ENVIRONMENT_URL: Final = os.environ.get("CHECKPOINTER_URL")
@@ -225,46 +225,19 @@ async def chat(graph: Graph, thread: RunnableConfig, questions: int) -> None:
         await graph.ainvoke({"messages": [question]}, thread)
 
 
-async def show_bytes(saver: AsyncSQLAlchemySaver, thread: RunnableConfig) -> None:
-    """Print what the thread takes in each table, beside its states written out in full."""
-    tables = sa.MetaData()
+async def show_bytes(saver: AsyncSQLAlchemySaver, thread_id: str) -> None:
+    """Print what the thread takes in each table, beside its values written out in full."""
+    stats = await saver.astats(thread_id)
     shown = Table(box=box.SIMPLE)
     shown.add_column("table", min_width=36)
     shown.add_column("rows", justify="right", min_width=6)
     shown.add_column("bytes", justify="right", min_width=10)
-    total = 0
-    async with saver.engine.connect() as connection:
-        await connection.run_sync(tables.reflect, only=lambda name, _: owns_table(name))
-        for table in tables.sorted_tables:
-            if "thread_id" in table.columns:
-                rows, size = (await connection.execute(count_bytes(table, thread))).one()
-                shown.add_row(table.name, f"{rows:,}", f"{size:,}")
-                total += size
-    states = [
-        sum(
-            len(saver.serde.dumps_typed(value)[1])
-            for value in item.checkpoint["channel_values"].values()
-        )
-        async for item in saver.alist(thread)
-    ]
+    for name, size in stats.tables.items():
+        shown.add_row(f"checkpointer_{name}", f"{size.rows:,}", f"{size.bytes:,}")
     shown.add_section()
-    shown.add_row("stored, indexes left out", "", f"{total:,}")
-    shown.add_row("the states, each written out in full", f"{len(states)}", f"{sum(states):,}")
+    shown.add_row("stored, indexes left out", "", f"{stats.stored_bytes:,}")
+    shown.add_row("the same, each value written out in full", "", f"{stats.logical_bytes:,}")
     console.print(shown)
-
-
-def count_bytes(table: sa.Table, thread: RunnableConfig) -> sa.Select[int, int]:
-    """The number of a thread's rows in a table, and the bytes of their values."""
-    lengths = [
-        sa.func.length(
-            column if isinstance(column.type, sa.LargeBinary) else sa.cast(column, sa.Text)
-        )
-        for column in table.columns
-    ]
-    size = sum((sa.func.coalesce(length, 0) for length in lengths), start=sa.literal(0))
-    return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(size), 0)).where(
-        table.c.thread_id == thread.get("configurable", {})["thread_id"]
-    )
 
 
 # --- How it runs --------------------------------------------------------------------------------
@@ -286,8 +259,9 @@ async def prepare() -> None:
             await saver.setup()
 
 
-async def look_at(thread: RunnableConfig) -> None:
+async def look_at(thread_id: str) -> None:
     """Everything that the demo shows after the two processes."""
+    thread: RunnableConfig = {"configurable": {"thread_id": thread_id}}
     async with create_saver(URL) as saver:
         graph = build_agent(saver)
         head("3. The history of the thread")
@@ -296,11 +270,9 @@ async def look_at(thread: RunnableConfig) -> None:
         await make_fork(graph, thread, history)
         await look_back(graph, thread, start=len(history) + 1)
         head("5. The bytes stored")
-        say("so far, where keys and pending writes still weigh more than the few messages:")
-        await show_bytes(saver, thread)
         say(f"after {QUESTIONS} more questions:")
         await chat(graph, thread, QUESTIONS)
-        await show_bytes(saver, thread)
+        await show_bytes(saver, thread_id)
 
 
 def head(title: str) -> None:
@@ -326,7 +298,7 @@ def demo() -> None:
     status = run_process("second", thread_id)
     if status != 0:
         raise SystemExit(f"the second process ended with {status}")
-    asyncio.run(look_at({"configurable": {"thread_id": thread_id}}))
+    asyncio.run(look_at(thread_id))
 
 
 if __name__ == "__main__":

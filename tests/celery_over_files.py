@@ -3,12 +3,10 @@
 Usage: celery --app celery_over_files worker
 """
 
+from importlib import import_module
 from pathlib import Path
 
-from celery_tasks import app
-
-__all__ = ["app"]
-
+app = import_module("celery_tasks").app
 folders = {name: str(Path(name).absolute()) for name in ("queue", "control", "results")}
 for folder in folders.values():
     Path(folder).mkdir(exist_ok=True)

@@ -3,14 +3,14 @@
 A page is one program: its blocks run one after the other, in a directory of its own, and a Python
 block sees the names of those before it. What may stand in a block:
 
-- `python`: run; `await` works outside of functions. With `title="x.py"`, it is written to that file.
+- `python`: run; `await` works outside of functions. With `title="x.py"`, written to that file.
 - `bash`: one command a line, each of which must end well; see `COMMANDS`.
 - `sql`: run where the page's database is PostgreSQL.
-- `json`, `toml`: parsed; with a title, written to that file.
-- `text`: what is not run: output. After a line that ends with "prints:", what the block before printed.
+- `json`: parsed.
+- `text`: what is not run. After a line that ends with "prints:", what the blocks before printed.
 
-`CHECKPOINTER_URL` names the page's database, and so does `.../app` on the host `db.example.com`; every other
-database of that host is one more, at the newest schema.
+`CHECKPOINTER_URL` names the page's database, and so does `.../app` on the host `db.example.com`;
+every other database of that host is one more, at the newest schema.
 """
 
 import asyncio
@@ -22,9 +22,11 @@ import shlex
 import sys
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -39,13 +41,14 @@ from checkpointer.cli import main as checkpointer
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = {
-    path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    path.relative_to(ROOT).as_posix(): path
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<info>.*)")
 _TITLE = re.compile(r'title="([^"]+)"')
-_INCLUDE = re.compile(r'--8<-- "([^"]+)"\n')
+_INCLUDE = re.compile(r"--8<--\n(\S+)\n--8<--\n")
 _URL = re.compile(r"postgres(?:ql)?(?:\+asyncpg)?://(\w+):secret@db\.example\.com/(\w+)")
 
 
@@ -142,8 +145,6 @@ class Program:
                 execute(self._urls["app"], code)
         elif block.language == "json":
             json.loads(code)
-        elif block.language == "toml":
-            tomllib.loads(code)
         elif block.lead.endswith("prints:"):
             checker, options = OutputChecker(), ELLIPSIS | NORMALIZE_WHITESPACE
             assert checker.check_output(code, self.printed, options), (block.where, self.printed)
@@ -191,7 +192,7 @@ def _export(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
 
 def _checkpointer(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     try:
-        code = checkpointer(arguments)
+        code: object = checkpointer(arguments)
     except SystemExit as exc:
         code = exc.code
     assert not code, f"checkpointer {shlex.join(arguments)} exited with {code}"
@@ -211,7 +212,7 @@ def _pip(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     assert verb == "install"
     groups = PROJECT["dependency-groups"].values()
     extras = PROJECT["project"]["optional-dependencies"]
-    declared = [*PROJECT["project"]["dependencies"], *sum(extras.values(), [])]
+    declared = [*PROJECT["project"]["dependencies"], *chain(*extras.values())]
     declared += [one for group in groups for one in group if isinstance(one, str)]
     names = {Requirement(one).name for one in declared}
     name = PROJECT["project"]["name"]
@@ -233,16 +234,31 @@ def _python(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     assert arguments[0] in EXAMPLES
 
 
+def _served(program: str, arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    """A server does not end by itself: what it is told to run, a test runs, too."""
+    test = (ROOT / SERVERS[program]).read_text()
+    examples = {Path(one).stem for one in EXAMPLES}
+    [example] = examples & {word.partition(":")[0] for word in arguments}
+    assert program in test
+    assert example in test
+
+
 EXAMPLES: Final = tuple(
     sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
 )
 
-COMMANDS: Final[dict[str, Callable[[list[str], pytest.MonkeyPatch], None]]] = {
+SERVERS: Final = {
+    "celery": "tests/test_example_services.py",
+    "uvicorn": "tests/test_example_services.py",
+}
+"""Programs that do not end by themselves, and the test that runs each of them."""
+
+COMMANDS: Final[Mapping[str, Callable[[list[str], pytest.MonkeyPatch], None]]] = {
     "alembic": _alembic,
     "checkpointer": _checkpointer,
     "export": _export,
     "make": _make,
     "pip": _pip,
     "python": _python,
-}
+} | {program: partial(_served, program) for program in SERVERS}
 """The programs that pages tell to run."""

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pages import EXAMPLES, PAGES, ROOT, Program, blocks, included
@@ -59,19 +58,24 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             del sys.modules[name]
 
 
+@pytest.fixture
+def program(
+    page: str,
+    new_migrated_url: Callable[[], str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Program:
+    """The page, on a database of its own."""
+    factory = "new_database_url" if page in STARTS_EMPTY else "new_migrated_url"
+    create: Callable[[], str] = request.getfixturevalue(factory)
+    return Program(create(), new_migrated_url, monkeypatch)
+
+
+@pytest.mark.usefixtures("new_roles", "directory")
 @pytest.mark.parametrize(("page", "database_kind"), PROGRAMS, indirect=["database_kind"])
 def test_what_a_page_tells_to_run_runs(
-    page: str,
-    database_kind: str,
-    new_roles: None,
-    new_database_url: Callable[[], str],
-    new_migrated_url: Callable[[], str],
-    directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    page: str, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = new_database_url() if page in STARTS_EMPTY else new_migrated_url()
-    program = Program(url, new_migrated_url, monkeypatch)
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         for block in blocks(page):
             if included(block) is None:
@@ -87,7 +91,9 @@ def test_each_block_is_of_a_kind_that_is_checked() -> None:
 
 def test_output_is_all_that_is_not_run() -> None:
     """So that no block escapes by its language."""
-    program = re.compile(r"^\s*(import |from \w+ import|await |async |checkpointer |\$ )", re.MULTILINE)
+    program = re.compile(
+        r"^\s*(import |from \w+ import|await |async |checkpointer |\$ )", re.MULTILINE
+    )
     texts = [b for page in PAGES for b in blocks(page) if b.language == "text"]
     assert not [block.where for block in texts if program.search(block.code)]
     assert any(block.lead.endswith("prints:") for block in texts)
@@ -143,4 +149,6 @@ def test_the_readme_is_an_entry() -> None:
 
 
 def test_continuous_integration_builds_the_site() -> None:
-    assert "make lint\nmake docs\nmake test\nmake soak-quick\n" in (ROOT / ".ci" / "run").read_text()
+    assert (
+        "make lint\nmake docs\nmake test\nmake soak-quick\n" in (ROOT / ".ci" / "run").read_text()
+    )

@@ -84,7 +84,9 @@ async def test_the_chat_service_streams_answers_and_remembers_them(fastapi_app: 
             "You said: again",
         ]
         assert (await client.get("/threads/nosuch")).status_code == 404
-        assert (await client.post("/threads/nosuch/messages", json={"text": "x"})).status_code == 404
+        assert (
+            await client.post("/threads/nosuch/messages", json={"text": "x"})
+        ).status_code == 404
 
 
 async def test_the_chat_service_lists_conversations_by_pages(
@@ -171,7 +173,13 @@ async def test_celery_workers_keep_a_saver_each(migrated_url: str, tmp_path: Pat
     with worker(tmp_path, environment) as log:
         send = (sys.executable, "-W", "error", "-c", SEND)
         sent = await asyncio.to_thread(
-            subprocess.run, send, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            subprocess.run,
+            send,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     text = log.read_text()
 
@@ -181,6 +189,9 @@ async def test_celery_workers_keep_a_saver_each(migrated_url: str, tmp_path: Pat
     assert "Traceback" not in text
     async with create_saver(migrated_url) as saver:
         for number in range(3):
-            found = [one async for one in saver.alist({"configurable": {"thread_id": f"thread {number}"}})]
+            found = [
+                one
+                async for one in saver.alist({"configurable": {"thread_id": f"thread {number}"}})
+            ]
             assert len(found) == 12, "four runs of three checkpoints each"
         assert (await saver.averify()).whole

@@ -73,7 +73,7 @@ async def test_a_thread_is_looked_for_in_one_partition(
         with statements() as cold:
             await saver.aget_tuple(config())
             [one async for one in saver.alist(config())]
-            await saver.aprune([config()["configurable"]["thread_id"]])
+            await saver.aprune(["a thread"])
         with statements() as everywhere:
             [one async for one in saver.alist(None)]
 
