@@ -173,6 +173,8 @@ class Program:
             return
         if words[:3] == ["python", "-m", "checkpointer"]:
             words = words[2:]
+        while "=" in words[0]:
+            self._patch.setenv(*words.pop(0).split("=", 1))
         program, *arguments = words
         assert program in COMMANDS, f"{where}: cannot run {program}"
         if ">" in arguments:
@@ -234,13 +236,16 @@ def _python(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     assert arguments[0] in EXAMPLES
 
 
+def _cd(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Into a directory of a checkout; what is run there, its own test runs."""
+    assert (ROOT / arguments[0]).is_dir()
+
+
 def _served(program: str, arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     """A server does not end by itself: what it is told to run, a test runs, too."""
     test = (ROOT / SERVERS[program]).read_text()
-    examples = {Path(one).stem for one in EXAMPLES}
-    [example] = examples & {word.partition(":")[0] for word in arguments}
-    assert program in test
-    assert example in test
+    named = {word.partition(":")[0] for word in arguments} & {Path(one).stem for one in EXAMPLES}
+    assert all(word in test for word in (program, *named))
 
 
 EXAMPLES: Final = tuple(
@@ -249,12 +254,14 @@ EXAMPLES: Final = tuple(
 
 SERVERS: Final = {
     "celery": "tests/test_example_services.py",
+    "langgraph": "tests/test_agent_server.py",
     "uvicorn": "tests/test_example_services.py",
 }
 """Programs that do not end by themselves, and the test that runs each of them."""
 
 COMMANDS: Final[Mapping[str, Callable[[list[str], pytest.MonkeyPatch], None]]] = {
     "alembic": _alembic,
+    "cd": _cd,
     "checkpointer": _checkpointer,
     "export": _export,
     "make": _make,

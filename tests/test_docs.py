@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.util._once import Once
 from pages import EXAMPLES, PAGES, ROOT, Program, blocks, included
 from schemas import execute, query
 
@@ -71,7 +73,14 @@ def program(
     return Program(create(), new_migrated_url, monkeypatch)
 
 
-@pytest.mark.usefixtures("new_roles", "directory")
+@pytest.fixture
+def own_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where spans go can be set once a process: each page may."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+
+
+@pytest.mark.usefixtures("new_roles", "directory", "own_tracing")
 @pytest.mark.parametrize(("page", "database_kind"), PROGRAMS, indirect=["database_kind"])
 def test_what_a_page_tells_to_run_runs(
     page: str, program: Program, capsys: pytest.CaptureFixture[str]
@@ -107,10 +116,13 @@ def test_what_pages_include_are_examples() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_each_example_is_told_of_and_run(example: str) -> None:
-    assert any(example in path.read_text() for path in PAGES.values())
-    name = Path(example).parent.name if "/" in example[len("examples/") :] else Path(example).stem
-    tests = [path.read_text() for path in ROOT.glob("tests/test_*.py")]
-    assert any(name in text for text in tests if text is not None)
+    """Those in a directory of their own by its name."""
+    alone = Path(example).parent == Path("examples")
+    told = example if alone else str(Path(example).parent)
+    assert any(told in path.read_text() for path in PAGES.values())
+    tests = [path.read_text() for path in ROOT.glob("tests/test_example*.py")]
+    tests.append((ROOT / "tests" / f"test_{Path(told).stem}.py").read_text() if not alone else "")
+    assert any(Path(told).stem in text for text in tests)
 
 
 def test_the_site_has_each_page() -> None:
