@@ -39,7 +39,7 @@ CONNECT_ARGS: dict[str, dict[str, Any]] = {
     "asyncpg": {"statement_cache_size": 0},
     "psycopg": {"prepare_threshold": None},
 }
-"""What the README tells an application to give its own engine."""
+"""What docs/pooling.md tells an application to give its own engine."""
 
 SESSION = """
 SELECT (SELECT count(*) FROM pg_prepared_statements),
@@ -103,7 +103,7 @@ Make = Callable[[sa.URL], sa.URL | AsyncEngine]
 
 
 def engine(url: sa.URL) -> AsyncEngine:
-    """As the README has an application make its own."""
+    """As docs/pooling.md has an application make its own."""
     return create_async_engine(url, connect_args=CONNECT_ARGS[url.get_driver_name()])
 
 
