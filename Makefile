@@ -32,7 +32,7 @@ format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 
 # Pages must load nothing from elsewhere: no fonts, scripts or styles.
 docs: $(VENV)/.docs ## Build the documentation into site/; a warning fails
-	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 	! grep -rEo '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//[^>]*' site --include='*.html'
 
 bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
