@@ -187,6 +187,16 @@ def test_every_module_has_its_place() -> None:
     assert sorted(ORDER) == INNER
 
 
+def test_the_design_tells_what_each_module_owns() -> None:
+    """In the order of imports, by the first sentence of its docstring."""
+    summaries = {name: str(ast.get_docstring(tree_of(name))).split("\n\n")[0] for name in ORDER}
+    rows = [
+        f"| `{name}` | {' '.join(text.split()).rstrip('.')} |" for name, text in summaries.items()
+    ]
+    design = Path(__file__).parent.parent / "docs" / "design.md"
+    assert "\n".join(["|---|---|", *rows, ""]) in design.read_text("utf-8")
+
+
 @pytest.mark.parametrize("module", INNER)
 def test_imports_go_downward_only(module: str) -> None:
     assert ours(module) <= set(ORDER[: ORDER.index(module)])
