@@ -8,8 +8,8 @@ RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
-.PHONY: help demo test lint format docs bench bench-quick bench-storage soak soak-quick clean
+.PHONY: help demo test lint format docs bench bench-quick bench-storage soak soak-quick \
+	cli-reference screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
