@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,11 @@ DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
 
 MAX_SCHEMA_BYTES: Final = 63
 """What PostgreSQL keeps of a name."""
+
+_SQLALCHEMY_OPTIONS: Final = frozenset(
+    {"prepared_statement_cache_size", "prepared_statement_name_func", "async_creator_fn"}
+)
+"""What SQLAlchemy takes out of a URL before asyncpg sees it."""
 
 _SHOWN: Final = frozenset(
     {
@@ -77,6 +83,19 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
     return parsed.set(drivername=drivername, query=query)
 
 
+def _check_asyncpg_options(query: Mapping[str, object]) -> None:
+    """Refuse what asyncpg's `connect` would refuse at the first connection, with a TypeError."""
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - SQLite needs none of it
+
+    known = signature(asyncpg.connect).parameters.keys() | _SQLALCHEMY_OPTIONS
+    if unknown := sorted(query.keys() - known):
+        raise ConfigurationError(
+            f"found the URL's option {quoted(unknown[0])}, which asyncpg does not know, expected "
+            f"its own or sslmode; for certificates set the environment's PGSSLROOTCERT, PGSSLCERT "
+            f"and PGSSLKEY, or use postgresql+psycopg://, which takes libpq's options"
+        )
+
+
 def _parsed(url: str | sa.URL) -> sa.URL | None:
     """A URL in its parts, or `None` if it is none: errors of parsing would quote parts of it."""
     try:
@@ -130,7 +149,8 @@ def create_engine(
 
     Raises:
         DriverError: The URL's driver is unknown, not async, or not installed.
-        ConfigurationError: SQLAlchemy does not know an option, or cannot use the URL.
+        ConfigurationError: SQLAlchemy or the driver does not know an option, or cannot use the
+            URL.
     """
     _check_driver(url)
     given = engine_options or {}
@@ -160,6 +180,8 @@ def create_engine(
             f"found the URL {shown(url)}, expected one such as sqlite:///x.db (three slashes, or "
             f"four before an absolute path) or postgresql+asyncpg://user:password@host/database"
         )
+    if url.get_driver_name() == "asyncpg":
+        _check_asyncpg_options(url.query)
     dialect.prepare(engine)
     return in_schema(engine, schema)
 

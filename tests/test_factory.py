@@ -311,6 +311,13 @@ def test_options_next_to_an_engine_are_refused() -> None:
         create_saver(engine, engine_options={"echo": True})
 
 
+def test_an_option_of_the_url_that_asyncpg_does_not_know_is_told_with_what_to_do() -> None:
+    url = "postgresql://h/d?sslmode=verify-full&sslrootcert=/ca.pem"
+    with pytest.raises(ConfigurationError, match=r"'sslrootcert'.*asyncpg.*PGSSLROOTCERT.*psycopg"):
+        create_saver(url)
+    create_saver(url.replace("postgresql:", "postgresql+psycopg:"))
+
+
 @pytest.mark.parametrize("url", ["sqlite:///nosuchdirectory/x.db", "postgresql://u:p@h.invalid/d"])
 def test_making_a_saver_does_no_io_and_needs_no_loop(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str
