@@ -174,9 +174,11 @@ class TestSavers:
         async with create_saver(database_url, schema=AGENTS) as saver:
             await saver.setup()
             await fill(saver, 30)
+            await saver.acopy_thread("a thread", "kept")
             with statements() as seen:
                 for work in HOT.values():
                     await work(saver)
+                    await saver.acopy_thread("kept", "a thread")
         assert len(seen) > len(HOT)
         for one in seen:
             assert re.search(rf"\b{AGENTS}\.checkpointer_", one.sql)
