@@ -150,10 +150,12 @@ class Load:
                         self._compare(thread, await saver.aget_tuple(config), namespace)
 
     async def _until_over(self, pause: float, work: Callable[[], Awaitable[None]]) -> None:
-        while not self._over.is_set():
+        """Work once at least, so that each round does everything, however slow the disk is."""
+        while True:
             await self._pause(pause)
-            if not self._over.is_set():
-                await work()
+            await work()
+            if self._over.is_set():
+                return
 
     async def _pause(self, seconds: float) -> None:
         """Wait, so long on average; not after the round's end."""

@@ -25,8 +25,8 @@ Saver = AsyncSQLAlchemySaver
 
 PACKAGE = str(Path(checkpointer.__file__).parent)
 
-PATIENCE = 10.0
-"""Seconds that a test waits for what ends by itself, on a slow machine."""
+PATIENCE = 40.0
+"""Seconds that a test waits for what ends by itself, on a machine whose disk may stall."""
 
 
 class Way(Enum):

@@ -237,9 +237,9 @@ DESCRIBED: dict[str, Callable[..., Mapping[str, Any]]] = {
     "aput": _describe_aput,
     "aput_writes": _describe_aput_writes,
     "aget_tuple": _place,
-    "aprune": lambda thread_ids, strategy: {"threads": thread_ids, "strategy": strategy},
+    "aprune": lambda thread_ids, strategy, *_: {"threads": thread_ids, "strategy": strategy},
     "adelete_thread": lambda thread_id: {"threads": [thread_id], "strategy": "delete"},
-    "acopy_thread": lambda source_thread_id, target_thread_id: {
+    "acopy_thread": lambda source_thread_id, target_thread_id, _: {
         "source": source_thread_id,
         "target": target_thread_id,
     },

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from storing import SENDS, Statement, checkpoint, config, put, statements
 
-from checkpointer import AsyncSQLAlchemySaver, create_saver
+from checkpointer import AsyncSQLAlchemySaver, RetentionPolicy, create_saver
 
 Saver = AsyncSQLAlchemySaver
 
@@ -137,6 +138,11 @@ async def use_everything(saver: Saver, mark: Markers) -> None:
     await saver.aprune(mark.many(2), strategy="delete")
     await saver.averify()
     await saver.averify(thread, repair=True)
+    page = await saver.alist_threads(limit=1, order="thread_id", metadata={"run_id": run})
+    await saver.alist_threads(order="thread_id", after=page.after, metadata={mark(): [mark()]})
+    await saver.astats(mark())
+    await saver.astats()
+    await saver.aretain(RetentionPolicy(keep_last=1, max_age=timedelta(0)))
     await saver.adelete_for_runs([mark(), run])
     await saver.adelete_thread(thread)
     source: Any = InMemorySaver()
