@@ -61,10 +61,11 @@ clean: ## Remove .venv, caches and builds
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each dependency group, so that it is installed again only when it may have changed.
+# One stamp for each dependency group, so that it is installed again only when it may have changed;
+# `dev` holds all of them.
 $(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --editable . --group $*
-	@touch $@
+	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs))
 
 # PgBouncer from the distribution's packages; where there are none, this says so and goes on.
 $(VENV)/pgbouncer: | $(VENV)/.test

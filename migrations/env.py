@@ -95,7 +95,7 @@ def migrate_offline(url: sa.URL, schema: str | None) -> None:
 
 async def migrate_online(url: sa.URL, schema: str | None) -> None:
     """Lock the schema and run the revisions, in one transaction."""
-    database = Database(create_engine(url, schema=schema), owned=True)
+    database = Database(create_engine(url, schema=schema), owned=True, patience=0)
 
     def locked(connection: sa.Connection) -> None:
         database.dialect.lock_schema(connection)

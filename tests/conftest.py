@@ -24,8 +24,8 @@ from checkpointer.engine import SCHEMA_VARIABLE, URL_VARIABLE
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
 
-settings.register_profile("default", max_examples=30, deadline=None)
-settings.register_profile("ci", max_examples=30, deadline=None, print_blob=True)
+settings.register_profile("default", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=20, deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
