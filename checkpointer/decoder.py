@@ -147,6 +147,7 @@ def node_of(metadata: Mapping[str, Any], manifest: Manifest, parent: str | None)
         replayed=frozenset(counters if isinstance(counters, Mapping) else ()),
         root=root_of(metadata),
         sends_parent=parent if manifest.version < 4 else None,  # noqa: PLR2004
+        ends_step=metadata.get("source") == "loop",
     )
 
 

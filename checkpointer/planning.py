@@ -33,6 +33,7 @@ class Node:
         sends_parent: Its parent's id, if it takes its pending sends from there.
         made: When it was made, if that is known.
         interrupted: Whether an interrupt was written to it.
+        ends_step: Whether a run made it, when all tasks of its parent had ended.
     """
 
     parent: str | None
@@ -42,6 +43,7 @@ class Node:
     sends_parent: str | None = None
     made: datetime | None = None
     interrupted: bool = False
+    ends_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Rule:
         keep_last: Those that are among the latest so many of their namespace.
         made_after: Those that were made then or later, or whose age is unknown.
         protected: Those with these ids.
-        waiting: Those that wait for the answer to an interrupt, though others may be newer: the
-            ends of forks.
+        waiting: Those that wait for the answer to an interrupt, though others may be newer, also
+            as their children: an update or an input beside the question does not answer it.
         replayable: For each of the root graph's that is wanted, the one before it in the namespace
             of each subgraph with a memory: a run that starts from there takes that one up.
     """
@@ -120,8 +122,10 @@ def _wanted(nodes: Mapping[Key, Node], ns: str, line: list[str], rule: Rule) -> 
             one for one in line if (made := nodes[ns, one].made) is None or made >= rule.made_after
         }
     if rule.waiting:
-        parents = {nodes[ns, one].parent for one in line}
-        wanted |= {one for one in line if nodes[ns, one].interrupted and one not in parents}
+        # Not the writes: an update as the node that asks makes them in the name of its task, and
+        # with durability="exit" an answer makes none.
+        answered = {nodes[ns, one].parent for one in line if nodes[ns, one].ends_step}
+        wanted |= {one for one in line if nodes[ns, one].interrupted and one not in answered}
     return wanted
 
 

@@ -83,7 +83,8 @@ class RetentionPolicy:
 
     A checkpoint goes only if every limit given lets it go: with `max_age` and `keep_last`, if it is
     older than the one and not among the other. Never does the latest of a namespace, one that waits
-    for the answer to an interrupt, or what one that stays is read from.
+    for the answer to an interrupt, or what one that stays is read from. One waits until a run has
+    gone on from it: an update or a new input beside the question does not answer it.
 
     Attributes:
         max_age: Checkpoints that are older may go, by the time in their id (a UUIDv6, as LangGraph

@@ -163,11 +163,12 @@ class Model(InMemorySaver):
         wanted = {ns: set(sorted(in_ns)[-(keep_last or 1) :]) for ns, in_ns in found.items()}
         if protected is not None:
             for ns, in_ns in found.items():
-                parents = {parent_of(one) for one in in_ns.values()}
+                rows = in_ns.values()
+                done = {parent_of(one) for one in rows if one.metadata.get("source") == "loop"}
                 wanted[ns] |= {
                     name
                     for name, one in in_ns.items()
-                    if name in protected or (name not in parents and _waits(one))
+                    if name in protected or (name not in done and _waits(one))
                 }
         if keep_last is not None:
             for root, ns in product(wanted.get("", ()), found):

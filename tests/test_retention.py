@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, _DeltaSnapshot
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, Durability, interrupt
 from model import COUNTERS, conversation, id_of, new_checkpoint
 from scenarios import SCENARIOS, play
 from schemas import execute
@@ -234,7 +236,7 @@ async def test_a_forks_end_that_waits_for_an_answer_stays(saver: Saver) -> None:
     waits = await line(saver, start, "2")
     await saver.aput_writes(waits, [(INTERRUPT, "what now?")], "asks")
     await saver.aput_writes(start, [(INTERRUPT, "was answered")], "asks")
-    failed = await line(saver, start, "3")
+    failed = await put(saver, start, "3", {"source": "loop"}, a=LARGE)
     await saver.aput_writes(failed, [(ERROR, "broken")], "fails")
     call = {"parents": {"": "2"}}
     await put(saver, config(checkpoint_ns="call:1"), "2.1", call, a=LARGE)
@@ -248,6 +250,34 @@ async def test_a_forks_end_that_waits_for_an_answer_stays(saver: Saver) -> None:
     assert report.threads[0].checkpoints == {"": ["1", "3", "4"], "call:2": ["3.1"]}
     await both(partial(saver.aprune, ["a thread"], keep_last=1))  # which names this thread
     assert await ids(saver) == ["5"]
+
+
+async def ask(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [interrupt("what now?")]}
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_question_with_forks_beside_it_stays_until_it_is_answered(
+    saver: Saver, durability: Durability
+) -> None:
+    builder = StateGraph(MessagesState)
+    builder.add_node(ask)
+    builder.add_edge(START, "ask")
+    graph = builder.compile(checkpointer=saver)
+    policy = RetentionPolicy(keep_last=1)
+    await graph.ainvoke({"messages": ["hello"]}, whole(), durability=durability)
+    question = (await graph.aget_state(whole())).config
+    await graph.aupdate_state(question, {"messages": ["what if"]}, as_node="ask")
+    await graph.aupdate_state(question, {"messages": ["or"]}, as_node=START)
+    await both(partial(saver.aretain, policy))
+    [asked] = (await graph.aget_state(question)).interrupts
+    assert asked.value == "what now?"
+    answer: Command[Any] = Command(resume="this")
+    end = await graph.ainvoke(answer, question, durability=durability)
+    assert [one.content for one in end["messages"]] == ["hello", "this"]
+    await both(partial(saver.aretain, policy))
+    assert await ids(saver) == [id_of(found) for found in (await listed(saver))[:1]]
+    assert await saver.aget_tuple(question) is None
 
 
 async def test_a_protected_checkpoint_of_a_finished_call_stays(saver: Saver) -> None:
@@ -487,6 +517,7 @@ class Put:
         deltas: What it has of each delta channel: its value, or writes to be replayed.
         root: Which root checkpoint it started from.
         waits: Whether an interrupt is written to it.
+        loop: Whether a run made it from its parent.
         version: Of LangGraph's format.
     """
 
@@ -496,6 +527,7 @@ class Put:
     root: int | None
     waits: bool
     version: int
+    loop: bool = False
 
 
 NAMESPACES = ("", "", "", "", "memory", "memory", "call:1", "call:2", "memory|call:3")
@@ -511,6 +543,7 @@ histories = st.lists(
         root=st.none() | st.integers(-3, -1),
         waits=rarely,
         version=st.sampled_from([4, 4, 3]),
+        loop=st.booleans(),
     ),
     min_size=6,
     max_size=16,
@@ -576,6 +609,8 @@ class History:
         replayed = {name: [1, 1] for name, has in one.deltas.items() if not has}
         metadata: dict[str, Any] = {"step": n, COUNTERS: replayed}
         root = self.root_of(n)
+        if one.loop:
+            metadata["source"] = "loop"
         if one.ns:
             metadata["parents"] = {} if root is None else {"": self.ids[root]}
         versions: ChannelVersions = dict.fromkeys(values, f"{n:032}.0")
@@ -596,8 +631,8 @@ class History:
             if given.as_policy:
                 youngest = len(self.puts) if given.youngest is None else given.youngest
                 wanted |= {n for n in line if n >= youngest or n in given.protected}
-                has_child = {self.parents.get(n) for n in line}
-                wanted |= {n for n in line if self.puts[n].waits and n not in has_child}
+                done = {self.parents.get(n) for n in line if self.puts[n].loop}
+                wanted |= {n for n in line if self.puts[n].waits and n not in done}
         for root in wanted & set(self.by_ns.get("", [])):
             wanted |= {max((n for n in self.by_ns.get("memory", []) if n < root), default=root)}
         return wanted
