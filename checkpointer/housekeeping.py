@@ -23,7 +23,7 @@ from checkpointer.arguments import (
 )
 from checkpointer.backend import Backend
 from checkpointer.decoder import node_of, time_in
-from checkpointer.errors import DamagedDataError, InvalidInputError
+from checkpointer.errors import DamagedDataError, DatabaseUnavailableError, InvalidInputError
 from checkpointer.identifiers import identifier, identifiers
 from checkpointer.inventory import SizesByTable, Wanted
 from checkpointer.manifest import Value
@@ -227,7 +227,12 @@ class Housekeeping(SyncTwins):
             progress: Called with how many threads are done, and how many there are in all.
 
         Returns:
-            What has gone, or would; and the damaged threads, which are left as they are.
+            What has gone, or would; and the threads that are left as they are, because they are
+            damaged or others held them for longer than the saver waits.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached; on SQLite, also where others
+                hold its file. Threads before are done.
         """
         if not isinstance(policy, RetentionPolicy):
             raise InvalidInputError(
@@ -238,6 +243,7 @@ class Housekeeping(SyncTwins):
         left_alone = frozenset(self._identifiers("thread_id", policy.protected_threads))
         gone: list[ThreadPrune] = []
         damaged: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         done, total, last = 0, 0, None
         with self._backend.call():
             if progress is not None:
@@ -251,10 +257,13 @@ class Housekeeping(SyncTwins):
                             gone += [found] if found else []
                         except DamagedDataError as exc:
                             damaged[last] = str(exc)
+                        except DatabaseUnavailableError as exc:
+                            await self._check_others_can_be_had(last, exc)
+                            skipped[last] = str(exc)
                     done += 1
                     if progress is not None:
                         progress(done, max(done, total))
-        return PruneReport(dry_run, done, tuple(gone), damaged)
+        return PruneReport(dry_run, done, tuple(gone), damaged, skipped)
 
     def _limits(self, policy: RetentionPolicy) -> retention.Limits:
         now = datetime.now(UTC)
@@ -284,6 +293,19 @@ class Housekeeping(SyncTwins):
         work = partial(retention.retain, store=self._backend.store, thread_id=thread_id)
         work = partial(work, limits=limits, meaning=self._meaning())
         return await self._apply(work, dry_run=dry_run)
+
+    async def _check_others_can_be_had(
+        self, thread_id: str, error: DatabaseUnavailableError
+    ) -> None:
+        """Raise if a thread could not be had for a reason that holds for all of them.
+
+        Whoever holds a row, lets the row be read.
+        """
+        if not self._backend.database.dialect.locks_rows:
+            raise error
+        queries = self._backend.store.queries
+        given = {"thread_ids": [thread_id]}
+        await self._backend.read(lambda connection: connection.fetch(queries.epochs, given))
 
     async def _apply(
         self, work: Callable[..., ThreadPrune | None], *, dry_run: bool

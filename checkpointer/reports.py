@@ -178,12 +178,14 @@ class PruneReport:
         examined: How many threads were looked at.
         threads: Those that lose something.
         damaged: Threads of which it is unknown what is needed, and why; they are left as they are.
+        skipped: Threads that could not be had in time, and why; likewise. The next run takes them.
     """
 
     dry_run: bool
     examined: int
     threads: Sequence[ThreadPrune]
     damaged: Mapping[str, str] = field(default_factory=dict[str, str])
+    skipped: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def checkpoints(self) -> int:

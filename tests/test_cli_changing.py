@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from scripted import agent, asks
 from storing import config, put, row_counts, stored_rows
 from test_cli_looking import checkpoint_id
 
-from checkpointer import AsyncSQLAlchemySaver
+from checkpointer import AsyncSQLAlchemySaver, PruneReport
 
 
 async def answer(run: Run, *arguments: str) -> str:
@@ -90,6 +91,29 @@ async def test_prune_by_age(run: Run, saver: AsyncSQLAlchemySaver, migrated_url:
     assert young == "nothing to remove\n"
     old = await answer(run, "prune", "--all", "--max-age", "0s", "--dry-run", *where)
     assert "would remove: 4 checkpoints of 1 thread" in old
+
+
+async def test_prune_names_the_threads_that_it_left(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(saver, "a", "b", "c")
+    left = {"damaged": {"b": "cannot be read"}, "skipped": {"c": "is held"}}
+
+    async def retained(
+        called: AsyncSQLAlchemySaver, policy: object, *, dry_run: bool, progress: object
+    ) -> PruneReport:
+        return replace(await called.aprune(["a"], dry_run=dry_run), **left)
+
+    monkeypatch.setattr(AsyncSQLAlchemySaver, "aretain", retained)
+    arguments = ("prune", "--all", "--keep-last", "1", "--json", "--url", migrated_url)
+    for how in ("--dry-run", "--yes"):
+        code, out, err = await asyncio.to_thread(run, *arguments, how)
+        assert code == 1
+        assert json.loads(out).items() >= left.items()
+        assert err.splitlines() == [
+            "checkpointer: thread b was left as it is: cannot be read",
+            "checkpointer: thread c was left as it is: is held",
+        ]
 
 
 async def test_delete_removes_threads_and_refuses_unknown_ones(

@@ -19,13 +19,15 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Durability, interrupt
 from model import COUNTERS, conversation, id_of, new_checkpoint
 from scenarios import SCENARIOS, play
-from schemas import execute
+from schemas import execute, held
 from scripted import Graph, Normaliser
 from storing import LARGE, SENDS, config, put, row_counts
 from test_bad_input import assert_explains
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
     InvalidInputError,
     PruneReport,
     RetentionPolicy,
@@ -310,6 +312,45 @@ async def test_a_damaged_thread_keeps_no_other_from_retention(
     await set_idle(saver, "b", HOUR)
     report = await both(partial(saver.aretain, RetentionPolicy(idle_for=HOUR / 2)))
     assert [one.thread_id for one in report.threads] == ["b"]
+
+
+async def test_a_thread_that_someone_holds_keeps_no_other_from_retention(
+    migrated_url: str, database_kind: str
+) -> None:
+    async with create_saver(migrated_url, timeout=0.5, patience=0) as saver:
+        for thread in ("a", "b", "c"):
+            await line(saver, config(thread), "1", "2")
+        policy = RetentionPolicy(keep_last=1)
+        with held(migrated_url, "b"):
+            if database_kind == "sqlite":  # where it is the file, and so each thread
+                with pytest.raises(DatabaseBusyError):
+                    await saver.aretain(policy)
+                return
+            report = await saver.aretain(policy)
+            assert [one.thread_id for one in report.threads] == ["a", "c"]
+            assert list(report.skipped) == ["b"]
+            assert (report.examined, report.damaged) == (3, {})
+            assert (await saver.aretain(policy, dry_run=True)).skipped == {}
+        report = await saver.aretain(policy)
+        assert ([one.thread_id for one in report.threads], report.skipped) == (["b"], {})
+
+
+async def test_retention_stops_where_the_database_is_away(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for thread in ("a", "b"):
+        await line(saver, config(thread), "1", "2")
+    tried: list[str] = []
+
+    async def away(*args: Any, **_: Any) -> Any:
+        tried.extend(one for one in args if isinstance(one, str))
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(saver, "_retain", away)
+    monkeypatch.setattr(saver._backend, "read", away)  # noqa: SLF001 - as an outage does
+    with pytest.raises(DatabaseUnavailableError):
+        await saver.aretain(RetentionPolicy(keep_last=1))
+    assert tried == ["a"]
 
 
 async def test_pages_of_threads_are_gone_through(

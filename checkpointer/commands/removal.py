@@ -104,9 +104,10 @@ def _told(plan: PruneReport, *, as_json: bool) -> int:
 
 def _noted(report: PruneReport) -> int:
     """Name the threads that were left as they are."""
-    for thread_id, reason in report.damaged.items():
+    left = {**report.damaged, **report.skipped}
+    for thread_id, reason in left.items():
         note(f"checkpointer: thread {line(thread_id)} was left as it is: {line(reason)}")
-    return FAILED if report.damaged else OK
+    return FAILED if left else OK
 
 
 def _print_plan(plan: PruneReport) -> None:
@@ -152,6 +153,7 @@ def _document(report: PruneReport) -> dict[str, Any]:
         "deleted_threads": report.deleted_threads,
         "threads": named,
         "damaged": dict(report.damaged),
+        "skipped": dict(report.skipped),
     }
 
 
