@@ -6,7 +6,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from checkpointer.dialect import Dialect
 from checkpointer.errors import InvalidInputError
+from checkpointer.identifiers import identifier
 from checkpointer.inventory import ORDERS
 from checkpointer.quoting import quoted
 from checkpointer.reports import ThreadInfo
@@ -54,18 +56,27 @@ def sorted_by(order: object) -> dict[str, Any]:
 
 
 def times(**given: object) -> dict[str, datetime]:
-    """Those of some times that are given.
+    """Those of some times that are given, in UTC.
 
     Raises:
-        InvalidInputError: One is no aware datetime.
+        InvalidInputError: One is no aware datetime, or UTC has no such time.
     """
+    found = {}
     for name, value in given.items():
-        if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
+        if value is None:
+            continue
+        if not isinstance(value, datetime) or value.utcoffset() is None:
             raise InvalidInputError(
                 f"found {name} {quoted(value)}, expected an aware datetime; pass one with a "
                 f"tzinfo, such as datetime.now(UTC)"
             )
-    return {name: value for name, value in given.items() if isinstance(value, datetime)}
+        try:
+            found[name] = value.astimezone(UTC)
+        except OverflowError:
+            raise InvalidInputError(
+                f"found {name} {quoted(value)}, expected a time from the year 1 to 9999 in UTC"
+            ) from None
+    return found
 
 
 def cursor_of(last: ThreadInfo, order: str) -> str:
@@ -75,21 +86,23 @@ def cursor_of(last: ThreadInfo, order: str) -> str:
     return base64.urlsafe_b64encode(json.dumps([order, *map(str, key)]).encode()).decode()
 
 
-def cursor(after: object, order: str) -> tuple[Any, ...] | None:
+def cursor(after: object, order: str, dialect: Dialect) -> tuple[Any, ...] | None:
     """The sort value and the id of the thread that `cursor_of` was given.
 
     Raises:
-        InvalidInputError: It was made of something else, or in another order.
+        InvalidInputError: It was made of something else, or in another order; or the database can
+            hold no such id.
     """
     if after is None:
         return None
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         stated, *values, thread_id = json.loads(base64.urlsafe_b64decode(str(after)))
         moments = [datetime.fromisoformat(value) for value in values]
         expected = 0 if order.endswith("thread_id") else 1
         aware = all(moment.tzinfo for moment in moments)
         if stated == order and len(moments) == expected and aware and isinstance(thread_id, str):
-            return (*moments, thread_id)
+            in_utc = (moment.astimezone(UTC) for moment in moments)
+            return (*in_utc, identifier("thread_id", thread_id, dialect))
     raise InvalidInputError(
         f"found {quoted(after)} as after, expected the after of a page in the order "
         f"{quoted(order)}; leave it out for the first page"

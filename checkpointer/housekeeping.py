@@ -89,7 +89,7 @@ class Housekeeping(SyncTwins):
         wanted = Wanted(
             limit=page_size(limit),
             **sorted_by(order),
-            after=cursor(after, order),
+            after=cursor(after, order, self._backend.database.dialect),
             bounds=times(updated_before=updated_before, updated_after=updated_after),
             metadata=(project_filter(metadata) or None) if metadata is not None else None,
         )

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import chain
 from typing import Any
 
@@ -155,6 +155,15 @@ async def test_no_threads_are_an_empty_page(saver: Saver) -> None:
     assert (list(page.threads), page.after) == ([], None)
 
 
+def forged(*content: str) -> str:
+    """An `after` that no page gave."""
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+
+
+EAST, WEST = timezone(timedelta(hours=5)), timezone(timedelta(hours=-5))
+"""Where the first time that there is, or the last, is none in UTC."""
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -176,6 +185,11 @@ async def test_no_threads_are_an_empty_page(saver: Saver) -> None:
         {"after": base64.urlsafe_b64encode(b'["-updated_at", 7, "a"]').decode()},
         {"after": base64.urlsafe_b64encode(b"7").decode()},
         {"after": base64.urlsafe_b64encode(b"[]").decode()},
+        {"after": forged("-updated_at", "0001-01-01T00:00:00+05:00", "a")},
+        {"after": forged("-updated_at", "9999-12-31T23:59:59-05:00", "a")},
+        {"after": forged("thread_id", "\ud800"), "order": "thread_id"},
+        {"updated_before": datetime.min.replace(tzinfo=EAST)},
+        {"updated_after": datetime.max.replace(tzinfo=WEST)},
     ],
     ids=str,
 )
