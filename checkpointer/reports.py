@@ -91,7 +91,8 @@ class RetentionPolicy:
             makes them; by their own `ts` where it is none). One whose age cannot be told stays.
         keep_last: Checkpoints that are not among the latest so many of their namespace may go.
         idle_for: Threads that were last put to longer ago go as a whole, unless they hold a
-            protected checkpoint.
+            protected checkpoint. It must exceed the longest that a node takes: a run puts nothing
+            meanwhile, and goes on without its history once its thread is gone.
         protected_threads: Ids of threads that are left as they are.
         protected_checkpoints: Ids of checkpoints, of any thread and namespace, that stay.
 
