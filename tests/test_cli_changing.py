@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commanding import Run, hidden
@@ -98,11 +99,12 @@ async def test_prune_names_the_threads_that_it_left(
 ) -> None:
     await fill(saver, "a", "b", "c")
     left = {"damaged": {"b": "cannot be read"}, "skipped": {"c": "is held"}}
+    found: dict[str, Any] = {**left}
 
     async def retained(
         called: AsyncSQLAlchemySaver, policy: object, *, dry_run: bool, progress: object
     ) -> PruneReport:
-        return replace(await called.aprune(["a"], dry_run=dry_run), **left)
+        return replace(await called.aprune(["a"], dry_run=dry_run), **found)
 
     monkeypatch.setattr(AsyncSQLAlchemySaver, "aretain", retained)
     arguments = ("prune", "--all", "--keep-last", "1", "--json", "--url", migrated_url)

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, _DeltaSnapshot
@@ -267,7 +268,8 @@ async def test_a_question_with_forks_beside_it_stays_until_it_is_answered(
     builder.add_edge(START, "ask")
     graph = builder.compile(checkpointer=saver)
     policy = RetentionPolicy(keep_last=1)
-    await graph.ainvoke({"messages": ["hello"]}, whole(), durability=durability)
+    hello = MessagesState(messages=[HumanMessage("hello")])
+    await graph.ainvoke(hello, whole(), durability=durability)
     question = (await graph.aget_state(whole())).config
     await graph.aupdate_state(question, {"messages": ["what if"]}, as_node="ask")
     await graph.aupdate_state(question, {"messages": ["or"]}, as_node=START)

@@ -68,7 +68,7 @@ _THREADS: Final = "`thread_id`, `created_at`, `updated_at`, `checkpoints`, `stor
 _PRUNED: Final = (
     "`dry_run`, `examined`, `checkpoints`, `writes`, `chunks`, `bytes`, `deleted_threads`, "
     "`threads` (`thread_id`, `deleted`, `checkpoints` by namespace, `writes`, `chunks`, `bytes`), "
-    "`damaged` (reasons by thread)"
+    "`damaged`, `skipped` (reasons by thread)"
 )
 _MOVED: Final = (
     "`source`, `target` (`database`, `schema`), `threads`, `skipped`, `checkpoints`, `writes`, "
