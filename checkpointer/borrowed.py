@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -25,6 +26,9 @@ from checkpointer.store import Store
 
 T = TypeVar("T")
 Source = AsyncConnection | AsyncSession
+
+_locks: Final[WeakKeyDictionary[object, asyncio.Lock]] = WeakKeyDictionary()
+"""Of sessions and connections: calls on one, of whichever savers, run one after the other."""
 
 
 def borrow(lender: Backend, source: Source) -> "BorrowedBackend":
@@ -67,7 +71,6 @@ class BorrowedDatabase(Database):
         super().__init__(engine, owned=False, patience=0, timeout=timeout, telemetry=telemetry)
         self._source = source
         self._schema = lender.schema
-        self._lock = asyncio.Lock()
 
     @property
     def schema(self) -> str | None:
@@ -79,7 +82,7 @@ class BorrowedDatabase(Database):
         return await self._join(work, writes=False)
 
     async def read_snapshot(self, work: Work[T]) -> T:
-        """The same: what its statements see is as the transaction's level has it."""
+        """The same: what is found of a checkpoint is of one moment."""
         return await self._join(work, writes=False)
 
     async def write(self, work: Work[T]) -> T:
@@ -96,8 +99,12 @@ class BorrowedDatabase(Database):
 
     async def inspect(self, work: CoreWork[T]) -> T:
         """Run work that only looks."""
-        async with self._lock:
-            return await self._translating(lambda connection: connection.run_sync(work))
+
+        def work_on_core(core: sa.Connection) -> T:
+            with core.begin_nested():
+                return work(core)
+
+        return await self._translating(lambda connection: connection.run_sync(work_on_core))
 
     async def migrate(self, work: CoreWork[T]) -> T:
         """Refuse to: two such transactions would wait for each other for ever.
@@ -110,16 +117,18 @@ class BorrowedDatabase(Database):
 
     async def _join(self, work: Work[T], *, writes: bool) -> T:
         counted = self._counted(work)
-        async with self._lock:
-            return await self._translating(
-                lambda connection: self.dialect.join(
-                    connection, counted, schema=self.schema, writes=writes
-                )
+        return await self._translating(
+            lambda connection: self.dialect.join(
+                connection, counted, schema=self.schema, writes=writes
             )
+        )
 
     async def _translating(self, run: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
-            return await run(await self._connection())
+            async with _lock_of(self._source):  # a session, too, takes one call at a time
+                connection = await self._connection()
+                async with _lock_of(connection.sync_connection):
+                    return await run(connection)
         except sa_exc.InvalidRequestError as exc:
             raise UsageError(
                 f"found a connection that cannot be used: {exc}; expected one whose transaction is "
@@ -188,12 +197,25 @@ class BorrowedBackend(Backend):
         try:
             await schema.verify(self.database)
         except SchemaError as exc:
+            where = await self._search_path()
             raise type(exc)(
                 f"{exc}; or `await saver.setup()` on the saver itself, before the transaction: "
-                f"inside of it, nothing is upgraded",
+                f"inside of it, nothing is upgraded{where}",
                 found=exc.found,
                 expected=exc.expected,
             ) from None
+
+    async def _search_path(self) -> str:
+        """Where the connection looks for tables: perhaps elsewhere than the saver does."""
+        if self.database.schema is not None or not self.database.dialect.has_schemas:
+            return ""
+        asked = sa.select(sa.func.current_schema())
+        found = await self.database.inspect(lambda connection: connection.scalar(asked))
+        return f"; on this connection, current_schema() is {found!r}"
+
+
+def _lock_of(owner: object) -> asyncio.Lock:
+    return _locks.setdefault(owner, asyncio.Lock())
 
 
 def _not_set_up() -> UsageError:

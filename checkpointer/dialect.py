@@ -102,7 +102,7 @@ class Dialect(ABC):
             connection: The application's, which nobody else uses meanwhile.
             work: The work.
             schema: Where the tables stand.
-            writes: Whether it may write. If not, it is not undone either.
+            writes: Whether it may write. If not, what it finds of a checkpoint is of one moment.
         """
 
     @abstractmethod

@@ -24,6 +24,14 @@ SCHEMA_MAP: Final = "schema_translate_map"
 """SQLAlchemy's execution option by which an engine's tables stand in a schema."""
 
 
+MAX_SCHEMAS: Final = 64
+"""Schemas of one engine for which statements are kept compiled, about 230 KB each; the first goes
+when another one comes. It is compiled for again where it is used again."""
+
+_COMPILED: Final = "_checkpointer_compiled"
+"""Where an engine's dialect keeps these, so that they go when the engine goes."""
+
+
 def schema_of(source: sa.Engine | sa.Connection) -> str | None:
     """The schema that our tables stand in, `None` for the database's own default."""
     schemas: Mapping[str | None, str | None] | None = source.get_execution_options().get(SCHEMA_MAP)
@@ -199,11 +207,15 @@ class Compiled:
 
 def compiled_for(statement: Any, dialect: sa.Dialect, schema: str | None = None) -> Compiled:
     """A statement, compiled for a dialect and a schema once; statements are told by identity."""
-    # With the dialect, so that it goes when the engine goes.
-    known: dict[Any, Compiled] = vars(dialect).setdefault("_checkpointer_compiled", {})
-    compiled = known.get((statement, schema))
+    schemas: dict[str | None, dict[Any, Compiled]] = vars(dialect).setdefault(_COMPILED, {})
+    known = schemas.get(schema)
+    if known is None:
+        for oldest in list(schemas)[: 1 - MAX_SCHEMAS]:
+            schemas.pop(oldest, None)
+        known = schemas.setdefault(schema, {})
+    compiled = known.get(statement)
     if compiled is None:
-        compiled = known[statement, schema] = Compiled(statement, dialect, schema)
+        compiled = known[statement] = Compiled(statement, dialect, schema)
     return compiled
 
 

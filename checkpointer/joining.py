@@ -40,11 +40,14 @@ def join_in_worker(
     Raises:
         sqlalchemy.exc.DBAPIError: The database refused or failed.
         sqlalchemy.exc.InvalidRequestError: The connection cannot be used.
-        UsageError: The driver commits each statement at once.
+        UsageError: The driver commits each statement at once, or might commit a savepoint.
     """
     # SQLAlchemy begins its transaction, tells listeners, and refuses a connection that has ended.
     core.exec_driver_sql("SELECT 1")
-    transact = partial(_join, work=work, writes=writes)
+    # Without a BEGIN before it, a savepoint is what began the transaction: its RELEASE commits. The
+    # driver's legacy mode sends none before the first change, and nothing tells whether it has.
+    loose = core.in_nested_transaction() and not core.dispatch.begin
+    transact = partial(_join, work=work, writes=writes, loose=loose)
     try:
         return run_in_thread(core.connection, core.engine, transact, schema)
     except sqlite3.Error as exc:
@@ -57,12 +60,20 @@ def _join(
     work: Callable[[WorkerConnection], T],
     *,
     writes: bool,
+    loose: bool,
 ) -> T:
     raw = connection.raw
     if getattr(raw, "autocommit", None) is True:
         raise UsageError(
             "found an SQLite connection of the driver's mode autocommit=True, expected one with "
             "transactions; leave that option of the driver out"
+        )
+    if writes and loose and getattr(raw, "autocommit", None) is not False:
+        raise UsageError(
+            "found a savepoint on an SQLite connection whose transaction may have begun with it, "
+            "expected one whose end does not commit; let the engine begin transactions: "
+            '`@event.listens_for(engine.sync_engine, "begin")` on a function of the connection '
+            'that does `connection.exec_driver_sql("BEGIN")`'
         )
     # In its legacy mode, the driver has begun nothing before the application's first change.
     began = not raw.in_transaction

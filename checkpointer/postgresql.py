@@ -17,6 +17,7 @@ from checkpointer.errors import InvalidInputError
 from checkpointer.execution import CoreConnection, schema_of
 from checkpointer.limits import Limit
 from checkpointer.quoting import quoted
+from checkpointer.rereading import read_steadily
 from checkpointer.wire import DRIVER, close_in_time, is_watched, run_on_wire, wrapping_errors
 
 T = TypeVar("T")
@@ -122,14 +123,15 @@ class PostgreSQL(Dialect):
     async def join(
         self, connection: AsyncConnection, work: Work[T], *, schema: str | None, writes: bool
     ) -> T:
-        """Run work over SQLAlchemy's connection; what writes, within a savepoint."""
+        """Run work over SQLAlchemy's connection, within a savepoint.
+
+        Reads, too: after a statement that failed outside of one, COMMIT rolls all back unsaid.
+        """
 
         def work_on_core(core: sa.Connection) -> T:
             joined = CoreConnection(core, limit, schema)
-            if not writes:
-                return work(joined)
             with core.begin_nested():
-                return work(joined)
+                return work(joined) if writes else read_steadily(joined, self, work)
 
         async with Limit(self.timeout) as limit:
             limit.extend()

@@ -94,9 +94,15 @@ class AsyncSQLAlchemySaver(Maintenance):
 
         - It works on the saver's schema, and on the connection's database: of the same kind as the
           saver's, and with the tables. It upgrades nothing, and `setup` is refused.
-        - Calls run one after the other, are never tried again, and are undone by a savepoint if
-          they raise. What then happens to the transaction is the caller's affair. A call that was
-          cancelled or cut off by the `timeout` may have ended the connection.
+        - Calls run one after the other, those of other savers on the connection included, are
+          never tried again, and are undone by a savepoint if they raise. What then happens to the
+          transaction is the caller's affair. A call that was cancelled or cut off by the `timeout`
+          may have ended the connection.
+        - Nothing else may use the connection while a call is under way, as by a graph's node: a
+          statement of yours between a call's savepoint and its failure is undone with the call.
+        - Within a savepoint, SQLite's engine must begin transactions itself, as SQLAlchemy's recipe
+          has it: without a BEGIN before it, the end of a savepoint commits. Else what writes
+          there raises `UsageError`.
         - Until the transaction ends, other savers' calls on the threads that it has changed wait
           for it; on SQLite, all that write. So inside the transaction, use this saver alone.
           Transactions that change several threads may deadlock: the database then fails one of

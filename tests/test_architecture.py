@@ -28,6 +28,7 @@ ORDER = (
     "wire",
     "readers",
     "dialect",
+    "rereading",
     "postgresql",
     "sqlite",
     "dialects",

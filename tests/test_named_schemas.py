@@ -1,6 +1,7 @@
 """PostgreSQL's named schemas: all of a saver's tables stand in its own, and nowhere else."""
 
 import asyncio
+import gc
 import os
 import re
 import subprocess
@@ -34,6 +35,7 @@ from checkpointer import (
 from checkpointer.cli import main
 from checkpointer.database import Database
 from checkpointer.engine import MAX_SCHEMA_BYTES, create_engine, resolve_url
+from checkpointer.execution import MAX_SCHEMAS, Compiled, compiled_for
 from checkpointer.tables import VERSION_TABLE, metadata
 
 CHECKOUT = Path(__file__).parent.parent
@@ -185,6 +187,17 @@ class TestSavers:
             assert not re.search(rf"(?<!{AGENTS}\.)\bcheckpointer_", one.sql), one.sql
             for table, condition in explain(database_url, one, scans=False):
                 assert KEYS.search(condition), f"{table}: {condition!r}\n{one.sql}"
+
+
+def test_statements_are_kept_compiled_for_so_many_schemas() -> None:
+    dialect = create_async_engine("postgresql+asyncpg://").dialect
+    statement = sa.select(metadata.tables["checkpointer_threads"])
+    for n in range(2 * MAX_SCHEMAS):
+        compiled = compiled_for(statement, dialect, str(n))
+        assert f'"{n}".checkpointer_threads' in compiled.sql
+        assert compiled_for(statement, dialect, str(n)) is compiled
+    held = [one for one in gc.get_objects() if type(one) is Compiled]
+    assert sum(one._compiled.dialect is dialect for one in held) == MAX_SCHEMAS  # noqa: SLF001
 
 
 class TestOptions:

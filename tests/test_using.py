@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from langgraph.checkpoint.conformance import checkpointer_test, validate
 from scenarios import SCENARIOS, expected_of, left_behind, play
 from schemas import execute, query
 from scripted import Durability
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.util import await_only
 from storing import LARGE, NOTHING, config, put, row_counts
 from test_conformance import CAPABILITIES
 
@@ -120,6 +122,12 @@ async def insert(source: Source, name: str = "a thread") -> None:
         await source.execute(sa.insert(Conversation).values(thread_id=name))
 
 
+def begins(engine: AsyncEngine) -> None:
+    """Have the engine begin transactions itself, as SQLAlchemy's recipe for savepoints does."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "begin", lambda core: core.exec_driver_sql("BEGIN"))
+
+
 async def delete(source: Source) -> None:
     """Delete the application's own row."""
     await source.execute(sa.delete(Conversation))
@@ -182,23 +190,21 @@ class TestTogether:
         assert found.pending_writes == [("a task", "a", LARGE)]
         assert sorted(await rows(engine)) == ["a thread", "new"]
 
-    @pytest.mark.parametrize("kept", [True, False])
+    @pytest.mark.parametrize("undone", ["nothing", "the savepoint", "all"])
     async def test_a_savepoint(
-        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any], *, kept: bool
+        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any], undone: str
     ) -> None:
+        begins(engine)
         async with transaction() as source:
-            await insert(source, "before")
             savepoint = await source.begin_nested()
-            await delete(source)
             await saver.using(source).adelete_thread("a thread")
-            await (savepoint.commit() if kept else savepoint.rollback())
+            await delete(source)
+            await (savepoint.rollback() if undone == "the savepoint" else savepoint.commit())
             await insert(source, "after")
-            await source.commit()
-        stored = ([], []) if kept else (["1"], ["a thread", "before"])
-        assert (await ids(saver), sorted(await rows(engine))) == (
-            stored[0],
-            sorted([*stored[1], "after"]),
-        )
+            await (source.rollback() if undone == "all" else source.commit())
+        kept = ([], []) if undone == "nothing" else (["1"], ["a thread"])
+        after = [] if undone == "all" else ["after"]
+        assert (await ids(saver), sorted(await rows(engine))) == (kept[0], [*kept[1], *after])
 
 
 @with_each_driver
@@ -207,8 +213,9 @@ class TestMemory:
 
     @pytest.mark.parametrize("ending", ["commit", "rollback"])
     async def test_of_what_was_rolled_back(
-        self, saver: Saver, transaction: Callable[[], Any], ending: str
+        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any], ending: str
     ) -> None:
+        begins(engine)
         values = {"b": LARGE[::-1]}
         async with transaction() as source:
             mine = saver.using(source)
@@ -262,20 +269,35 @@ class TestCalls:
         assert await rows(engine) == ["a thread"]
         assert query(url, "SELECT count(*) FROM checkpointer_checkpoints") == [(2,)]
 
+    @pytest.mark.parametrize("kind", ["write", "read", "read_snapshot", "inspect"])
     async def test_a_statement_that_fails_is_undone(
-        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any]
+        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any], kind: str
     ) -> None:
-        def work(connection: Connection) -> None:
-            connection.fetch(sa.select(sa.table("none", sa.column("x"))))
+        def work(connection: Connection | sa.Connection) -> None:
+            run = connection.fetch if isinstance(connection, Connection) else connection.execute
+            run(sa.select(sa.table("none", sa.column("x"))))
 
         async with transaction() as source:
             await insert(source)
             mine = saver.using(source)
             with pytest.raises(DatabaseError, match="none"):
-                await mine._backend.write(work)  # noqa: SLF001
+                await getattr(mine._backend.database, kind)(work)  # noqa: SLF001
             assert await ids(mine) == ["1"]
             await source.commit()
         assert await rows(engine) == ["a thread"]
+
+    async def test_calls_of_several_clones_wait_for_each_other(
+        self, saver: Saver, engine: AsyncEngine, transaction: Callable[[], Any]
+    ) -> None:
+        await engine.dispose()  # so that a session has to wait for its connection
+        async with transaction() as source:
+            puts = [put(saver.using(source), config(n), "1", a=LARGE) for n in "abcd"]
+            await asyncio.gather(*puts[:2])
+            connection = await source.connection() if isinstance(source, AsyncSession) else source
+            puts[:2] = [put(saver.using(connection), config(n), "1", a=LARGE) for n in "ef"]
+            await asyncio.gather(*puts)
+            await source.commit()
+        assert len([one async for one in saver.alist(None)]) == 7
 
     async def test_calls_at_once_wait_for_each_other(
         self, saver: Saver, transaction: Callable[[], Any]
@@ -516,6 +538,32 @@ class TestSQLite:
             await connection.commit()
         assert await ids(saver) == []
 
+    async def test_a_savepoint_whose_release_may_commit_is_refused(
+        self, saver: Saver, engine: AsyncEngine
+    ) -> None:
+        """In the driver's legacy mode it is what began the transaction."""
+        async with engine.connect() as connection:
+            async with connection.begin_nested():
+                mine = saver.using(connection)
+                assert await ids(mine) == ["1"]
+                with pytest.raises(UsageError, match=r'listens_for.*"BEGIN"'):
+                    await mine.adelete_thread("a thread")
+            await mine.adelete_thread("a thread")
+            await connection.rollback()
+        assert await ids(saver) == ["1"]
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="the driver has no such mode")
+    async def test_a_savepoint_in_the_drivers_mode_with_transactions(
+        self, saver: Saver, engine: AsyncEngine
+    ) -> None:
+        modern = create_async_engine(engine.url, connect_args={"autocommit": False})
+        async with modern.connect() as connection:
+            async with connection.begin_nested():
+                await saver.using(connection).adelete_thread("a thread")
+            await connection.rollback()
+        await modern.dispose()
+        assert await ids(saver) == ["1"]
+
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="the driver has no such mode")
     async def test_the_drivers_autocommit_is_refused(
         self, saver: Saver, engine: AsyncEngine
@@ -555,3 +603,65 @@ async def test_a_level_that_hides_what_others_have_stored_deletes_none_of_it(
             with pytest.raises(DatabaseBusyError):
                 await call(saver.using(connection))
     assert await ids(saver) == ["2", "1"]
+
+
+@on_postgresql
+class TestReadCommitted:
+    """What several statements read is of one moment, whatever commits in between."""
+
+    @pytest.fixture
+    async def meanwhile(self, saver: Saver, engine: AsyncEngine) -> AsyncIterator[Saver]:
+        """Deletes the thread once, after the first statement that reads a manifest."""
+        async with create_saver(engine.url) as other:
+            left = [True]
+
+            def delete_once(_: Any, __: Any, sql: str, *___: Any) -> None:
+                if ".manifest" in sql and left:
+                    left.clear()
+                    await_only(other.adelete_thread("a thread"))
+
+            event.listen(engine.sync_engine, "after_cursor_execute", delete_once)
+            yield saver
+            assert await ids(other) == []
+
+    @pytest.fixture(autouse=True)
+    async def stored(self, saver: Saver) -> None:
+        first = await put(saver, THREAD, "2", None, log=["the seed"])
+        await saver.aput_writes(first, [("log", "a write"), ("__interrupt__", "why?")], "a task")
+        await put(saver, first, "3", None)
+
+    async def test_a_list(self, meanwhile: Saver, engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            assert await ids(meanwhile.using(connection)) == []
+
+    async def test_a_history(self, meanwhile: Saver, engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            found = await meanwhile.using(connection).aget_delta_channel_history(
+                config=config(checkpoint_id="3"), channels=["log"]
+            )
+        assert found == {"log": {"writes": []}}
+
+    @pytest.mark.parametrize("always", [False, True])
+    async def test_damage(self, meanwhile: Saver, engine: AsyncEngine, *, always: bool) -> None:
+        """What only looks like it is read again, and what is damaged is told."""
+        latest = meanwhile._backend.store.queries.latest_checkpoint  # noqa: SLF001
+        key = {"thread_id": "a thread", "checkpoint_ns": ""}
+
+        def work(connection: Connection) -> None:
+            if len(connection.fetch(latest, key)) != len(connection.fetch(latest, key)) or always:
+                raise DamagedDataError("found one half, expected both")
+
+        async with engine.connect() as connection:
+            read = meanwhile.using(connection)._backend.read_snapshot(work)  # noqa: SLF001
+            with pytest.raises(DamagedDataError) if always else nullcontext():
+                await read
+
+
+@on_postgresql
+async def test_a_search_path_that_leads_elsewhere_is_named(
+    saver: Saver, engine: AsyncEngine
+) -> None:
+    async with engine.connect() as connection:
+        await connection.execute(sa.text("SET LOCAL search_path TO pg_catalog"))
+        with pytest.raises(SchemaMissingError, match=r"current_schema\(\) is 'pg_catalog'"):
+            await ids(saver.using(connection))
