@@ -17,14 +17,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, use_span
 
 from checkpointer.dialects import dialect_named
-from checkpointer.errors import (
-    CheckpointerError,
-    ConfigurationError,
-    DatabaseError,
-    DatabaseUnavailableError,
-    SchemaError,
-    UsageError,
-)
+from checkpointer.errors import CheckpointerError, DatabaseError
 from checkpointer.faults import status_of
 from checkpointer.figures import Figures, Telemetry, clock, current
 from checkpointer.records import Put, size_of
@@ -36,10 +29,6 @@ DISTRIBUTION: Final = "langgraph-checkpoint-sqlalchemy"
 
 _UNTRACED: Final = {"aclose"}
 """Methods that are no operation on the database."""
-
-_TOLD: Final = (ConfigurationError, DatabaseUnavailableError, SchemaError, UsageError)
-"""Errors whose messages go out. Those of others may quote identifiers, or what a database says
-about a row."""
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PUTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -176,8 +165,8 @@ class OpenTelemetry(Telemetry):
         if error is not None:
             attributes |= _told_error(error)
             span.set_attributes(attributes)
-            told = str(error) if isinstance(error, _TOLD) else None
-            span.set_status(Status(StatusCode.ERROR, told))
+            # No description: messages name users, paths, identifiers, and what stands in a row.
+            span.set_status(Status(StatusCode.ERROR))
         span.end()
         self._duration.record(seconds, attributes)
         if figures.asked is not None or figures.puts:
