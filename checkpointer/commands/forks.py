@@ -25,7 +25,8 @@ async def history(
     """Draw the tree of a thread's checkpoints, oldest first."""
     async with target.opened(PlainSerializer()) as saver:
         found = points(saver, thread_id, namespace=namespace, limit=limit + 1)
-        newest = [one async for one in found]
+        # What they hold is let go of one by one: all of it may be more than fits into memory.
+        newest = [Mark.of(one) async for one in found]
     if not newest:
         raise missing(thread_id, namespace=namespace or "")
     forest = Forest.of(newest[:limit])
@@ -44,6 +45,74 @@ async def history(
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What the tree tells of a checkpoint, without its values.
+
+    Attributes:
+        parent_id: Its parent's id, in the same namespace.
+        created: When, in ISO 8601.
+        step: The superstep that made it; -1 for the first input.
+        source: What made it: input, loop, update or fork.
+        run_id: The run that made it.
+        start: The root graph's checkpoint that its namespace started from.
+        seen: The versions that each node has seen.
+        sent: The nodes that were sent something, once for each time.
+        following: The nodes that run next.
+        interrupts: What its tasks have asked.
+        errors: How its tasks have failed.
+        writes: How many pending writes it has.
+    """
+
+    namespace: str
+    checkpoint_id: str
+    parent_id: str | None
+    created: str
+    step: Any
+    source: str
+    run_id: Any
+    start: Key
+    seen: Mapping[str, Mapping[str, Any]]
+    sent: Sequence[str]
+    following: Sequence[str]
+    interrupts: Sequence[Any]
+    errors: Sequence[Any]
+    writes: int
+
+    @classmethod
+    def of(cls, one: Point) -> "Mark":
+        """The mark of a checkpoint."""
+        return cls(
+            namespace=one.namespace,
+            checkpoint_id=one.checkpoint_id,
+            parent_id=one.parent_id,
+            created=one.created,
+            step=one.step,
+            source=one.source,
+            run_id=one.metadata.get("run_id"),
+            start=_start(one),
+            seen=one.seen,
+            sent=one.sent_to(),
+            following=one.next_nodes(),
+            interrupts=one.interrupts,
+            errors=one.errors,
+            writes=len(one.writes),
+        )
+
+    def nodes_since(self, parent: "Mark | None") -> list[str]:
+        """The nodes that ran between its parent and itself: told by what they have seen.
+
+        Args:
+            parent: Its parent; without one, nothing can be told.
+        """
+        if parent is None:
+            return []
+        ran = {node for node, seen in self.seen.items() if seen != parent.seen.get(node)}
+        if self.source == "loop":
+            ran.update(parent.sent)
+        return sorted(node for node in ran if not node.startswith("__"))
+
+
+@dataclass(frozen=True, slots=True)
 class Forest:
     """Checkpoints, and who comes from whom.
 
@@ -53,16 +122,16 @@ class Forest:
         inner: The namespaces that started from each.
     """
 
-    points: Mapping[Key, Point]
-    children: Mapping[tuple[str, str | None], Sequence[Point]]
+    points: Mapping[Key, Mark]
+    children: Mapping[tuple[str, str | None], Sequence[Mark]]
     inner: Mapping[Key, Sequence[str]]
     _latest: dict[Key, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, newest_first: Sequence[Point]) -> "Forest":
+    def of(cls, newest_first: Sequence[Mark]) -> "Forest":
         """The forest that some checkpoints make up."""
         points = {(one.namespace, one.checkpoint_id): one for one in reversed(newest_first)}
-        children = defaultdict[tuple[str, str | None], list[Point]](list)
+        children = defaultdict[tuple[str, str | None], list[Mark]](list)
         inner = defaultdict[Key, list[str]](list)
         known = set[str]()
         for one in points.values():
@@ -73,8 +142,7 @@ class Forest:
             children[one.namespace, here].append(one)
             if one.namespace not in known:
                 known.add(one.namespace)
-                start = _start(one)
-                inner[start if start in points else ("", "")].append(one.namespace)
+                inner[one.start if one.start in points else ("", "")].append(one.namespace)
         forest = cls(points, children, inner)
         for one in newest_first:
             below = children.get((one.namespace, one.checkpoint_id), ())
@@ -82,13 +150,13 @@ class Forest:
             forest._latest[one.namespace, one.checkpoint_id] = max([one.checkpoint_id, *ends])
         return forest
 
-    def parent(self, one: Point) -> Point | None:
+    def parent(self, one: Mark) -> Mark | None:
         """The parent of a checkpoint, if it is among them."""
         return None if one.parent_id is None else self.points.get((one.namespace, one.parent_id))
 
     def draw(self, tree: Tree) -> None:
         """Draw everything into a tree. A line of checkpoints stays at one level."""
-        waiting: list[tuple[Tree, Point]] = []
+        waiting: list[tuple[Tree, Mark]] = []
         for namespace in reversed(self.inner.get(("", ""), ())):
             place = tree.add(_heading(namespace)) if namespace else tree
             waiting += [(place, one) for one in reversed(self.children[namespace, None])]
@@ -108,7 +176,7 @@ class Forest:
                 if child is not main:
                     waiting.append((drawn.add(Text("fork", "italic")), child))
 
-    def _label(self, one: Point) -> Text:
+    def _label(self, one: Mark) -> Text:
         label = Text.assemble(
             (f"{line(str(one.step)):>3} ", "bold"),
             (f"{line(one.source):<6} ", "cyan"),
@@ -117,8 +185,8 @@ class Forest:
         )
         if ran := one.nodes_since(self.parent(one)):
             label.append(f"  ran {line(', '.join(ran))}")
-        if following := one.next_nodes():
-            label.append(f"  next {line(', '.join(_grouped(following)))}", "green")
+        if one.following:
+            label.append(f"  next {line(', '.join(_grouped(one.following)))}", "green")
         for asked in one.interrupts:
             label.append(f"  interrupt {terminal.short(asked)}", "yellow")
         for error in one.errors:
@@ -144,7 +212,7 @@ def _start(one: Point) -> Key:
     return ("", str(root)) if one.namespace else ("", "")
 
 
-def _document(one: Point, forest: Forest) -> dict[str, Any]:
+def _document(one: Mark, forest: Forest) -> dict[str, Any]:
     return {
         "checkpoint_ns": one.namespace,
         "checkpoint_id": one.checkpoint_id,
@@ -152,10 +220,10 @@ def _document(one: Point, forest: Forest) -> dict[str, Any]:
         "created_at": one.created,
         "step": as_json(one.step),
         "source": one.source,
-        "run_id": as_json(one.metadata.get("run_id")),
+        "run_id": as_json(one.run_id),
         "nodes": one.nodes_since(forest.parent(one)),
-        "next": one.next_nodes(),
+        "next": one.following,
         "interrupts": as_json(one.interrupts),
         "errors": as_json(one.errors),
-        "writes": len(one.writes),
+        "writes": one.writes,
     }

@@ -91,19 +91,6 @@ class Point:
         """How its tasks have failed."""
         return [loaded(value) for _, channel, value in self.writes if channel == ERROR]
 
-    def nodes_since(self, parent: "Point | None") -> list[str]:
-        """The nodes that ran between its parent and itself: told by what they have seen.
-
-        Args:
-            parent: Its parent; without one, nothing can be told.
-        """
-        if parent is None:
-            return []
-        ran = {node for node, seen in self.seen.items() if seen != parent.seen.get(node)}
-        if self.source == "loop":
-            ran.update(parent.sent_to())
-        return sorted(node for node in ran if not node.startswith("__"))
-
     def sent_to(self) -> list[str]:
         """The nodes that were sent something, once for each time."""
         return [_node(one) for one in loaded(self.values.get(TASKS)) or []]
