@@ -4,10 +4,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, TextIO
 
 from checkpointer.commands import fallback
-from checkpointer.commands.output import FAILED, INTERRUPTED, OK, WRONG_USAGE, note
+from checkpointer.commands.output import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    WRONG_USAGE,
+    note,
+    write_error,
+)
 from checkpointer.errors import CheckpointerError, ConfigurationError, InvalidInputError
 
 EXTRA: Final = ("typer", "rich")
@@ -21,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The process's exit code, as in `output.EXIT_CODES`.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    # Closed by who started it (`>&-`): what is opened next must not be taken for it.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # of what stands in for a stream
             # A terminal's encoding may lack characters that are stored.
@@ -33,8 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = FAILED
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except OSError as exc:  # of a stream: a full disk, for example
+        note(f"checkpointer: found that the output cannot be written: {exc}")
+        code = FAILED
+    except RecursionError:
+        note("checkpointer: found a value nested too deeply, expected one that can be shown")
+        code = FAILED
     except CheckpointerError as exc:
         note(f"checkpointer: {exc}")
+        write_error(exc, str(exc), given)
         wrong = isinstance(exc, ConfigurationError | InvalidInputError)
         code = WRONG_USAGE if wrong else FAILED
     if code == INTERRUPTED:
@@ -54,10 +71,16 @@ def _parser() -> Callable[[list[str]], int]:
 
 
 def _is_broken(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more; if so, the interpreter's end must not write to it."""
+    """Whether a stream takes no more; if so, the interpreter's end must not write to it."""
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(exc, BrokenPipeError) and stream is not sys.stderr:
+            note(f"checkpointer: found that the output cannot be written: {exc}")
         return True
     return False
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")

@@ -21,6 +21,8 @@ URL_VARIABLE: Final = "CHECKPOINTER_URL"
 SCHEMA_VARIABLE: Final = "CHECKPOINTER_SCHEMA"
 DEFAULT_URL: Final = "sqlite+aiosqlite:///checkpoints.db"
 
+MAX_PORT: Final = 65535
+
 MAX_SCHEMA_BYTES: Final = 63
 """What PostgreSQL keeps of a name."""
 
@@ -63,6 +65,10 @@ def resolve_url(url: str | sa.URL | None = None) -> sa.URL:
             f"{source} is no database URL; expected one such as {DEFAULT_URL} or "
             f"postgresql+asyncpg://user:password@host/database, with special characters of the "
             f"password percent-encoded (@ is %40)"
+        )
+    if parsed.port is not None and not 0 < parsed.port <= MAX_PORT:
+        raise ConfigurationError(
+            f"{source} has the port {parsed.port}, expected one from 1 to {MAX_PORT}"
         )
     backend, _, driver = parsed.drivername.partition("+")
     backend = "postgresql" if backend == "postgres" else backend

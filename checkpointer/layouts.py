@@ -212,7 +212,9 @@ def find_layout(
             )
         return _LAYOUTS[package](dialect, schema, columns)
     ours = any(name.startswith("checkpointer_") for name in found)
-    hint = "; it holds a store of this package: use copy_store" if ours else ""
+    hint = (
+        "; it holds a store of this package: use copy_store, or `checkpointer copy`" if ours else ""
+    )
     raise ConfigurationError(
         f"found {len(found)} tables in {place}, expected among them the tables of an "
         f"official saver: {' or '.join(expected)}{hint}"

@@ -1,6 +1,6 @@
 """What is done to whole threads: deleting, copying, verifying."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from checkpointer.identifiers import text_of
 from checkpointer.intake import Target
 from checkpointer.moving import TransferReport
 from checkpointer.problems import Problem, ProblemKind, Verification
+from checkpointer.reports import RetentionPolicy, ThreadPrune
 from checkpointer.verification import IdOf
 
 
@@ -181,6 +182,17 @@ class Maintenance(Housekeeping):
         with suppress(Exception):  # no damage: another serde may have stored it
             return text_of("checkpoint_id", self.serde.loads_typed((type_, data))["id"])
         return None
+
+
+def retainer(
+    saver: Maintenance, policy: RetentionPolicy
+) -> Callable[[str], Awaitable[ThreadPrune | None]]:
+    """What does to one thread what `aretain` does, now or later: ages are counted from this call.
+
+    So of a plan that is made after it, no more is old when it is carried out.
+    """
+    limits = saver._limits(policy)  # noqa: SLF001
+    return partial(saver._retain, limits=limits, dry_run=False)  # noqa: SLF001
 
 
 def parts_of(saver: Maintenance) -> tuple[Backend, IdOf]:

@@ -3,18 +3,22 @@
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commanding import Run, hidden
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from schemas import execute
 from scripted import agent, asks
 from storing import config, put, row_counts, stored_rows
 from test_cli_looking import checkpoint_id
 
-from checkpointer import AsyncSQLAlchemySaver, PruneReport
+from checkpointer import AsyncSQLAlchemySaver, PruneReport, create_saver
+from checkpointer.commands import console
 
 
 async def answer(run: Run, *arguments: str) -> str:
@@ -68,6 +72,8 @@ async def test_prune_shows_what_goes_and_removes_it(
     assert await kept(saver, "a") == ["2"]
     assert await kept(saver, "b") == ["0", "1", "2"]
     assert await answer(run, "prune", "a", *where) == "nothing to remove\n"
+    done = json.loads(await answer(run, "prune", "a", "--yes", "--json", *where))
+    assert (done["dry_run"], done["threads"]) == (False, [])
 
 
 async def test_prune_of_all_threads_keeps_what_is_protected(
@@ -116,6 +122,60 @@ async def test_prune_names_the_threads_that_it_left(
             "checkpointer: thread b was left as it is: cannot be read",
             "checkpointer: thread c was left as it is: is held",
         ]
+
+
+async def test_prune_removes_no_more_than_of_what_it_has_shown(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others put to the threads, and to new ones, while it waits for an answer."""
+
+    async def put_more(url: str) -> None:
+        async with create_saver(url) as other:
+            for thread in ("shown", "new"):
+                for _ in range(3):
+                    await put(other, config(thread), str(uuid6()), {}, text="x")
+
+    def confirmed(_: str, *, yes: bool) -> bool:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, put_more(migrated_url)).result()
+        return not yes
+
+    for _ in range(3):
+        await put(saver, config("shown"), str(uuid6()), {}, text="x")
+    shown = await kept(saver, "shown")
+    monkeypatch.setattr(console, "confirmed", confirmed)
+    arguments = ("prune", "--all", "--max-age", "0s", "--json", "--url", migrated_url)
+    done = json.loads(await answer(run, *arguments))
+    assert [one["thread_id"] for one in done["threads"]] == ["shown"]
+    assert done["threads"][0]["checkpoints"] == {"": shown}
+    assert len(await kept(saver, "shown")) == len(await kept(saver, "new")) == 3
+
+
+async def test_what_is_refused_is_told_as_json(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(saver, "a")
+    monkeypatch.setattr(console, "confirmed", lambda *_, **__: False)
+    code, out, err = await asyncio.to_thread(run, "delete", "a", "--json", "--url", migrated_url)
+    assert (code, err) == (1, "checkpointer: nothing was removed\n")
+    found = json.loads(out)
+    assert (found["dry_run"], found["threads"]) == (False, [])
+    assert len(await kept(saver, "a")) == 3
+
+
+async def test_delete_shows_what_goes_and_that_more_may(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str
+) -> None:
+    await fill(saver, "a", "b")
+    before = stored_rows(migrated_url)
+    where = ("--url", migrated_url)
+    planned = await answer(run, "delete", "a", "--dry-run", *where)
+    assert planned.splitlines()[-1].startswith("would remove: 3 checkpoints of 1 thread, 1 thread")
+    plan = json.loads(await answer(run, "delete", "a", "--dry-run", "--json", *where))
+    assert (plan["dry_run"], plan["deleted_threads"]) == (True, 1)
+    _, _, err = await asyncio.to_thread(run, "delete", "a", *where)
+    assert ", and what is put to them meanwhile. This cannot be undone." in err
+    assert stored_rows(migrated_url) == before
 
 
 async def test_delete_removes_threads_and_refuses_unknown_ones(
@@ -167,6 +227,28 @@ async def test_copy_says_what_is_not_there(run: Run, migrated_url: str, tmp_path
     code, _, err = await asyncio.to_thread(run, "import", nowhere, migrated_url)
     assert (code, "found no such file" in err) == (1, True)
     assert list(tmp_path.glob("nosuch*")) == []
+
+
+async def test_threads_that_cannot_be_moved_are_named(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str, tmp_path: Path
+) -> None:
+    await fill(saver, "a", "b")
+    move = ("copy", migrated_url, f"sqlite:///{tmp_path}/copy.db", "--json")
+    code, out, err = await asyncio.to_thread(run, *move, "--threads", "a", "--threads", "nosuch")
+    found = json.loads(out)
+    assert (code, found["threads"], list(found["failed"])) == (2, 1, ["nosuch"])
+    assert err.startswith("checkpointer: thread nosuch was not moved: found no ")
+    execute(migrated_url, "UPDATE checkpointer_checkpoints SET manifest = '' WHERE thread_id = 'b'")
+    code, out, err = await asyncio.to_thread(run, *move)
+    found = json.loads(out)
+    assert (code, found["skipped"], list(found["failed"])) == (1, 1, ["b"])
+    assert json.loads((await asyncio.to_thread(run, *move[:3], "--json"))[1]) == found
+
+
+async def test_a_schema_of_a_file_is_refused(run: Run, tmp_path: Path) -> None:
+    urls = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/b.db"
+    code, _, err = await asyncio.to_thread(run, "import", *urls, "--source-schema", "x")
+    assert (code, "SQLite, which has no schemas" in err) == (2, True)
 
 
 async def test_import_takes_threads_over(

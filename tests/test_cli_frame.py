@@ -1,5 +1,6 @@
 """How commands are parsed, how they end, and what their errors show."""
 
+import json
 import os
 import pty
 import signal
@@ -94,6 +95,9 @@ def test_a_missing_schema_is_told(run: Run, database_url: str, command: str) -> 
         ["prune", "--all", "--max-age", "30 days"],
         ["prune", "--all", "--max-age", "999999999w"],
         ["prune", "--all", "--keep-last", "0"],
+        ["threads", "--updated-before", "100000000d"],
+        ["threads", "--metadata", "[" * 100_000],
+        ["threads", "--url", "postgresql://app@127.0.0.1:99999/app"],
         ["history", "x", "--limit", "many"],
         ["copy", "sqlite:///x.db"],
     ],
@@ -274,6 +278,50 @@ async def test_no_thread_is_left_of_a_file_that_cannot_be_opened(
             await saver.aget_tuple(config())
         names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if "_connection_worker_thread" in name]
+
+
+ODD = "\x1b]0;title\x07\x1b[31m"
+
+
+def test_no_terminal_obeys_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object, **__: object) -> int:
+        raise DatabaseError(f"found {ODD}")
+
+    monkeypatch.setattr(revisions, "current", failing)
+    assert run("current", "--url", "sqlite://")[2] == (
+        "checkpointer: found \\x1b]0;title\\x07\\x1b[31m\n"
+    )
+    for wrong in (["show", f"--{ODD}"], [f"x{ODD}"], ["check", ODD]):
+        code, _, err = run(*wrong)
+        assert (code, "\x1b" in err, "\x07" in err) == (2, False, False)
+
+
+def test_an_error_is_a_json_document(run: Run) -> None:
+    for wrong, kind, message in (
+        (["current", "--json", "--url", "no url"], "ConfigurationError", "is no database URL"),
+        (["threads", "--json", "--limit", "0"], "BadParameter", "--limit"),
+        (["show", "--json"], "MissingParameter", "THREAD"),
+    ):
+        code, out, err = run(*wrong)
+        error = json.loads(out)["error"]
+        assert (code, error["type"]) == (2, kind)
+        assert message in error["message"]
+        assert error["message"] in err
+    assert run("show", "--", "--json", "x", "y")[1] == ""
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+def test_an_output_that_cannot_be_written_is_told_in_one_line(migrated_url: str) -> None:
+    command = [sys.executable, "-m", "checkpointer", "current", "--url", migrated_url]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            command, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("checkpointer: found that the output cannot be written: ")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 OBEYED = frozenset(

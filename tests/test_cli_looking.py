@@ -1,6 +1,7 @@
 """`threads`, `stats`, `show`, `history`, `diff`, `export`: what is stored, read by people."""
 
 import asyncio
+import gc
 import json
 import sys
 from dataclasses import make_dataclass
@@ -27,6 +28,9 @@ from storing import config, put
 from test_cli_frame import OBEYED
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
+from checkpointer.commands import console
+from checkpointer.commands.points import Point
+from checkpointer.commands.values import Typed, Unread, loaded
 
 ODD = "\x1b]0;title\x07\x9b31m\u202e[bold red]x[/] :smile: \ud800\r\n"
 """Text that a terminal, or rich, would act on."""
@@ -454,3 +458,27 @@ async def test_what_is_not_there_is_told(
     code, out, err = await asyncio.to_thread(run, *arguments, "--url", migrated_url)
     assert (code, out) == (2, "")
     assert err.startswith("checkpointer: found no ")
+
+
+async def test_history_holds_no_values_of_checkpoints_that_it_has_read(
+    run: Run, saver: AsyncSQLAlchemySaver, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await put(saver, config("t"), str(number), {"step": number}, text="x")
+    held: list[int] = []
+
+    def draw(_: object) -> None:
+        gc.collect()
+        held.append(sum(isinstance(one, Point) for one in gc.get_objects()))
+
+    monkeypatch.setattr(console, "put", draw)
+    code, _, _ = await asyncio.to_thread(run, "history", "t", "--url", migrated_url)
+    assert (code, held) == (0, [0])
+
+
+def test_json_that_is_nested_too_deeply_is_unreadable() -> None:
+    deep = Unread("json", b"[" * 100_000 + b"]" * 100_000)
+    found = loaded(deep)
+    assert isinstance(found, Typed)
+    assert found.name == "unreadable"
+    assert "nested too deeply" in found.value

@@ -17,6 +17,7 @@ from schemas import catalog, query
 from storing import config, put, row_counts, stored_rows
 
 from checkpointer import Problem, create_saver
+from checkpointer.commands import console
 
 
 async def fill(url: str) -> None:
@@ -58,7 +59,7 @@ async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_name
     assert garbage > 3
 
     def repair(thread: str) -> tuple[int, str]:
-        code, out, _ = run("verify", "--url", migrated_url, "--thread", thread, "--repair")
+        code, out, _ = run("verify", "--url", migrated_url, "--thread", thread, "--repair", "--yes")
         return code, out.splitlines()[-1]
 
     code, summary = await asyncio.to_thread(repair, "a")
@@ -68,6 +69,22 @@ async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_name
     assert code == 0
     assert summary.endswith(f"; {garbage} chunks that nothing names, {garbage} removed")
     assert await unreferenced(migrated_url) == ()
+
+
+async def test_repair_asks_before_it_removes(
+    run: Run, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(migrated_url)
+    before = stored_rows(migrated_url)
+    arguments = ("verify", "--url", migrated_url, "--thread", "b", "--repair")
+    code, out, err = await asyncio.to_thread(run, *arguments)
+    assert (code, out) == (2, "")
+    assert "expected --yes: Chunks that nothing names go from thread 'b' of " in err
+    monkeypatch.setattr(console, "confirmed", lambda *_, **__: False)
+    code, out, err = await asyncio.to_thread(run, *arguments)
+    assert (code, " is whole: " in out) == (1, True)
+    assert err == "checkpointer: nothing is removed\n"
+    assert stored_rows(migrated_url) == before
 
 
 async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_url: str) -> None:
@@ -80,7 +97,7 @@ async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_
     before = stored_rows(migrated_url)
 
     code, out, err = await asyncio.to_thread(
-        run, "verify", "--url", migrated_url, "--thread", "a", "--repair"
+        run, "verify", "--url", migrated_url, "--thread", "a", "--repair", "--yes"
     )
 
     assert (code, err) == (1, "")

@@ -34,9 +34,11 @@ working directory. `--schema` names the PostgreSQL schema of the tables, else
 --install-completion` completes commands and options in your shell. What only looks leaves a
 SQLite file as it is, and makes none.
 
-{EXIT_CODES} With `--json`, exactly one JSON document goes to stdout; messages and bars go to
-stderr, and the exit codes are the same. Times are in UTC. No password is shown, and stored text
-cannot act on your terminal: control characters are shown as escapes.
+{EXIT_CODES} With `--json`, exactly one JSON document goes to stdout, which is
+`{{"error": {{"type": ..., "message": ...}}}}` where a command cannot do its work; after Ctrl-C
+there is none. Messages and bars go to stderr, and the exit codes are the same. Times are in UTC. No
+password is shown, and stored text cannot act on your terminal: control characters are shown as
+escapes.
 
 Nothing stored is imported or called: a value of a class is shown as its class's name and what it
 was made from. What an `EncryptedSerializer` or a serde of your own wrote can be listed, pruned,
@@ -72,7 +74,7 @@ _PRUNED: Final = (
 )
 _MOVED: Final = (
     "`source`, `target` (`database`, `schema`), `threads`, `skipped`, `checkpoints`, `writes`, "
-    "`bytes`"
+    "`bytes`, `failed` (reasons by thread)"
 )
 
 KEYS: Final = {
@@ -108,6 +110,11 @@ KEYS: Final = {
 }
 """The keys of each command's JSON."""
 
+_FAILURES: Final = (
+    "Threads that cannot be moved are named, and all others are moved. "
+    "See [Moving over](moving.md)."
+)
+
 NOTES: Final = {
     "upgrade": "Any number may run at once. `--sql` is for administrators who run SQL by hand.",
     "check": "For deploys: run it before the application starts.",
@@ -120,13 +127,22 @@ NOTES: Final = {
     ),
     "diff": "![diff](screenshots/diff.svg)",
     "prune": (
-        "See [Retention](retention.md). Durations are such as `45s`, `90m`, `12h`, `30d`, `2w`. "
-        "Where there is no terminal to ask on, it takes `--yes`.\n\n![prune](screenshots/prune.svg)"
+        "See [Retention](retention.md). Durations are such as `45s`, `90m`, `12h`, `30d`, `2w`, "
+        "counted from before the plan is made. Where there is no terminal to ask on, it takes "
+        "`--yes`. Only of the threads that were shown anything goes; where one is put to "
+        "meanwhile, the latest checkpoints are those that it has by then. What has gone is printed "
+        "at the end.\n\n![prune](screenshots/prune.svg)"
     ),
-    "delete": "Where one of the threads is not there, none is deleted.",
-    "copy": "See [Moving over](moving.md).",
-    "import": "See [Moving over](moving.md).",
-    "verify": "See [Guarantees](guarantees.md).",
+    "delete": (
+        "Where one of the threads is not there, none is deleted. What is put to them while it asks "
+        "goes as well; what has gone is printed at the end."
+    ),
+    "copy": _FAILURES,
+    "import": _FAILURES,
+    "verify": (
+        "`--repair` asks before it reads; where there is no terminal to ask on, it takes `--yes`. "
+        "See [Guarantees](guarantees.md)."
+    ),
 }
 
 SHARED: Final = {"--url", "--schema", "--json", "--help"}

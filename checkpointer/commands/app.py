@@ -8,7 +8,7 @@ from typer.main import get_command
 
 from checkpointer.commands import changes, looks
 from checkpointer.commands.frame import app
-from checkpointer.commands.output import INTERRUPTED, OK, WRONG_USAGE, note
+from checkpointer.commands.output import INTERRUPTED, OK, WRONG_USAGE, note, write_error
 from checkpointer.commands.usage import hidden
 
 __all__ = ["app", "changes", "looks", "run"]
@@ -23,7 +23,9 @@ def run(given: list[str]) -> int:
     try:
         code = command.main(given or ["--help"], prog_name="checkpointer", standalone_mode=False)
     except UsageError as exc:
-        note(_explained(exc, given))
+        message = _explained(exc, given)
+        note(f"{_usage(exc)}checkpointer: {message}")
+        write_error(exc, message, given)
         return WRONG_USAGE
     except typer.Abort:
         note("checkpointer: nothing was done")
@@ -33,10 +35,14 @@ def run(given: list[str]) -> int:
     return code if isinstance(code, int) else OK
 
 
+def _usage(exc: Any) -> str:
+    """How the usage should be."""
+    return f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help'.\n" if exc.ctx else ""
+
+
 def _explained(exc: Any, given: Sequence[str]) -> str:
-    """What is wrong with the usage, below how it should be."""
-    usage = f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help'.\n" if exc.ctx else ""
+    """What is wrong with the usage."""
     message = exc.format_message()
     if likely := getattr(exc, "possibilities", None):
         message = f"No such option: {exc.option_name}. Did you mean {likely[0]}?"
-    return f"{usage}checkpointer: {hidden(message, given)}"
+    return hidden(message, given)

@@ -32,7 +32,8 @@ from checkpointer.commands.options import (
     Yes,
 )
 from checkpointer.commands.target import Target
-from checkpointer.engine import resolve_url
+from checkpointer.dialects import dialect_named
+from checkpointer.engine import resolve_schema, resolve_url
 
 
 @command("Schema")
@@ -102,11 +103,13 @@ def delete(
     *,
     url: Url = None,
     schema: Schema = None,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
     """Delete threads, with all that belongs to them: shows what goes, then asks."""
-    return asyncio.run(removal.delete(Target.named(url, schema), thread, yes=yes, as_json=as_json))
+    target = Target.named(url, schema)
+    return asyncio.run(removal.delete(target, thread, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
 @command("Check")
@@ -116,13 +119,14 @@ def verify(
     schema: Schema = None,
     thread: Annotated[str | None, typer.Option(metavar="THREAD", help="This thread alone.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove the chunks that nothing names.")
+        bool, typer.Option("--repair", help="Remove the chunks that nothing names; asks before.")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
     """Read everything, and name what is damaged. Changes nothing without --repair."""
     target = Target.named(url, schema)
-    return asyncio.run(checking.verify(target, thread, repair=repair, as_json=as_json))
+    return asyncio.run(checking.verify(target, thread, repair=repair, yes=yes, as_json=as_json))
 
 
 @command("Move")
@@ -151,6 +155,11 @@ def import_(
     as_json: AsJson = False,
 ) -> int:
     """Take threads over from the tables of LangGraph's own savers, which stay as they are."""
-    official = Target(resolve_url(source), source_schema)
+    url = resolve_url(source)
+    if source_schema is not None:  # the environment's is that of our tables
+        source_schema = resolve_schema(
+            source_schema, dialect_named(url.get_backend_name()), chosen=True
+        )
+    official = Target(url, source_schema)
     named = official, Target.named(target, target_schema)
     return asyncio.run(transfers.import_(*named, threads or [], as_json=as_json))

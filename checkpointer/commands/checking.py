@@ -1,20 +1,34 @@
 """`verify`: whether what is stored is what was written."""
 
 from dataclasses import asdict
+from typing import Final
 
 from checkpointer.commands import console as terminal
 from checkpointer.commands.harmless import count, line, size
-from checkpointer.commands.output import FAILED, OK, write, write_json
+from checkpointer.commands.output import FAILED, OK, note, write, write_json
 from checkpointer.commands.points import missing
 from checkpointer.commands.target import Target
 from checkpointer.problems import ProblemKind, Verification
 
+_GOES: Final = "Chunks that nothing names go from"
+_FINAL: Final = "This cannot be undone. Go on?"
+
 
 async def verify(
-    target: Target, thread_id: str | None, *, repair: bool = False, as_json: bool = False
+    target: Target,
+    thread_id: str | None,
+    *,
+    repair: bool = False,
+    yes: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Read everything, and name what is damaged. Changes nothing without --repair."""
     async with target.opened(writing=repair, cache_bytes=0) as saver:
+        where = target.shown if thread_id is None else f"thread {thread_id!r} of {target.shown}"
+        refused = repair and not terminal.confirmed(f"{_GOES} {where}. {_FINAL}", yes=yes)
+        if refused:
+            note("checkpointer: nothing is removed")
+            repair = False
         with terminal.progress("threads") as progress:
             found = await saver.averify(thread_id, repair=repair, progress=progress)
     if thread_id is not None and not found.threads:
@@ -38,7 +52,7 @@ async def verify(
         for one in found.problems:
             write(line(str(one)))
         write(_summary(found, target.shown, repair=repair))
-    return OK if found.whole else FAILED
+    return OK if found.whole and not refused else FAILED
 
 
 def _unreferenced(found: Verification) -> int:

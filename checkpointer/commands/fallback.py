@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Final, NoReturn
 
 from checkpointer.commands import revisions
+from checkpointer.commands.harmless import harmless
 from checkpointer.commands.output import EXIT_CODES, WRONG_USAGE, note
 from checkpointer.commands.target import Target
 from checkpointer.commands.usage import hidden
@@ -53,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
     given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        super().error(hidden(message, self.given))
+        super().error(harmless(hidden(message, self.given)))
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:

@@ -27,7 +27,10 @@ def duration(value: str) -> timedelta:
 def moment(value: str) -> datetime:
     """A moment in ISO 8601, in UTC unless it says otherwise; or a duration: so long ago."""
     if _DURATION.fullmatch(value):
-        return datetime.now(UTC) - duration(value)
+        try:
+            return datetime.now(UTC) - duration(value)
+        except OverflowError as exc:
+            raise typer.BadParameter(f"{value!r} is too long ago") from exc
     try:
         found = datetime.fromisoformat(value)
     except ValueError as exc:
@@ -43,6 +46,8 @@ def json_object(value: str) -> dict[str, Any]:
         found = json.loads(value)
     except ValueError as exc:
         raise typer.BadParameter(f"{value!r} is no JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise typer.BadParameter("the JSON is nested too deeply") from exc
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{value!r} is no JSON object")
     return found

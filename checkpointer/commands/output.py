@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
+
+from checkpointer.commands.harmless import harmless
 
 OK: Final = 0
 FAILED: Final = 1
@@ -27,5 +30,11 @@ def write_json(document: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Print a message to stderr, where it is in nobody's way."""
-    sys.stderr.write(f"{text}\n")
+    """Print a message to stderr, where it is in nobody's way. No terminal obeys it."""
+    sys.stderr.write(f"{harmless(text)}\n")
+
+
+def write_error(exc: Exception, message: str, given: Sequence[str]) -> None:
+    """Print a command's error as its JSON document, if the arguments ask for one."""
+    if "--json" in given[: given.index("--") if "--" in given else None]:
+        write_json({"error": {"type": type(exc).__name__, "message": message}})

@@ -1,6 +1,8 @@
 """`prune` and `delete`: what they would remove, a question, and the removal."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from rich.text import Text
@@ -10,14 +12,16 @@ from checkpointer.commands.harmless import count, line, size
 from checkpointer.commands.output import FAILED, OK, note, write_json
 from checkpointer.commands.points import missing
 from checkpointer.commands.target import Target
-from checkpointer.errors import InvalidInputError
-from checkpointer.reports import PruneReport, RetentionPolicy
+from checkpointer.errors import DamagedDataError, InvalidInputError
+from checkpointer.maintenance import retainer
+from checkpointer.reports import PruneReport, RetentionPolicy, ThreadPrune
 from checkpointer.saver import AsyncSQLAlchemySaver
 
 SHOWN: Final = 20
 """Threads that a plan names."""
 
-Prune = Callable[..., Awaitable[PruneReport]]
+Run = Callable[[Sequence[str]], Awaitable[PruneReport]]
+"""Removes what goes of some threads."""
 
 
 async def prune(
@@ -32,32 +36,52 @@ async def prune(
 ) -> int:
     """Delete checkpoints that are no longer needed, of some threads or by a policy of all."""
     async with target.opened(writing=not dry_run) as saver:
-
-        async def run(*, dry_run: bool) -> PruneReport:
-            if policy is None:
-                return await saver.aprune(thread_ids, keep_last=keep_last, dry_run=dry_run)
-            with terminal.progress("threads") as progress:
-                return await saver.aretain(policy, dry_run=dry_run, progress=progress)
-
         if policy is None:
             await _check_stored(saver, thread_ids)
-        plan = await run(dry_run=True)
+            plan = await saver.aprune(thread_ids, keep_last=keep_last, dry_run=True)
+            run: Run = partial(saver.aprune, keep_last=keep_last)
+        else:
+            run = partial(_retained, retainer(saver, policy))  # ages as they are before the plan
+            with terminal.progress("threads") as progress:
+                plan = await saver.aretain(policy, dry_run=True, progress=progress)
         if dry_run:
             return _told(plan, as_json=as_json)
-        return await _carried_out(plan, run, yes=yes, as_json=as_json)
+        return await _carried_out(plan, run, _summary(plan), yes=yes, as_json=as_json)
 
 
 async def delete(
-    target: Target, thread_ids: Sequence[str], *, yes: bool = False, as_json: bool = False
+    target: Target,
+    thread_ids: Sequence[str],
+    *,
+    dry_run: bool = False,
+    yes: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Delete threads, with all that belongs to them."""
-    async with target.opened(writing=True) as saver:
-
-        async def run(*, dry_run: bool) -> PruneReport:
-            return await saver.aprune(thread_ids, strategy="delete", dry_run=dry_run)
-
+    async with target.opened(writing=not dry_run) as saver:
         plan = await _check_stored(saver, thread_ids)
-        return await _carried_out(plan, run, yes=yes, as_json=as_json)
+        if dry_run:
+            return _told(plan, as_json=as_json)
+        run = partial(saver.aprune, strategy="delete")
+        goes = f"{_summary(plan)}, and what is put to them meanwhile"
+        return await _carried_out(plan, run, goes, yes=yes, as_json=as_json)
+
+
+async def _retained(
+    retain: Callable[[str], Awaitable[ThreadPrune | None]], thread_ids: Sequence[str]
+) -> PruneReport:
+    gone: list[ThreadPrune] = []
+    damaged: dict[str, str] = {}
+    with terminal.progress("threads") as progress:
+        for done, thread_id in enumerate(thread_ids, 1):
+            try:
+                found = await retain(thread_id)
+                gone += [found] if found else []
+            except DamagedDataError as exc:
+                damaged[thread_id] = str(exc)
+            if progress is not None:
+                progress(done, len(thread_ids))
+    return PruneReport(dry_run=False, examined=len(thread_ids), threads=gone, damaged=damaged)
 
 
 async def _check_stored(saver: AsyncSQLAlchemySaver, thread_ids: Sequence[str]) -> PruneReport:
@@ -74,15 +98,21 @@ async def _check_stored(saver: AsyncSQLAlchemySaver, thread_ids: Sequence[str]) 
     return plan
 
 
-async def _carried_out(plan: PruneReport, run: Prune, *, yes: bool, as_json: bool) -> int:
+async def _carried_out(plan: PruneReport, run: Run, goes: str, *, yes: bool, as_json: bool) -> int:
+    """Ask, and remove what goes of the plan's threads, and of no others."""
+    nothing = replace(plan, dry_run=False, threads=())
     if not plan.threads:
-        return _told(plan, as_json=as_json)
+        return _told(nothing, as_json=as_json)
     if not as_json:
         _print_plan(plan)
-    if not terminal.confirmed(f"{_summary(plan)}. This cannot be undone. Go on?", yes=yes):
+    if not terminal.confirmed(f"{goes}. This cannot be undone. Go on?", yes=yes):
         note("checkpointer: nothing was removed")
+        if as_json:
+            write_json(_document(nothing))
         return FAILED
-    done = await run(dry_run=False)
+    done = await run([one.thread_id for one in plan.threads])
+    damaged = {**plan.damaged, **done.damaged}
+    done = replace(done, examined=plan.examined, damaged=damaged)
     if as_json:
         write_json(_document(done))
     else:

@@ -118,7 +118,10 @@ def _load(one: Unread) -> Any:
         case "bytes" | "bytearray":
             return bytes(one.data)
         case "json":
-            return json.loads(one.data, object_hook=_revived)
+            try:
+                return json.loads(one.data, object_hook=_revived)
+            except RecursionError as exc:
+                raise ValueError("found JSON nested too deeply, expected less") from exc
         case "msgpack":
             try:
                 return nesting.unpackb(one.data, ext_hook=_typed, option=_OPTION)
