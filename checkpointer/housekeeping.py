@@ -32,6 +32,7 @@ from checkpointer.projection import project_filter
 from checkpointer.quoting import quoted
 from checkpointer.reports import (
     PruneReport,
+    Retained,
     RetentionPolicy,
     Stats,
     TableStats,
@@ -241,9 +242,7 @@ class Housekeeping(SyncTwins):
         check_flag("dry_run", dry_run)
         limits = self._limits(policy)
         left_alone = frozenset(self._identifiers("thread_id", policy.protected_threads))
-        gone: list[ThreadPrune] = []
-        damaged: dict[str, str] = {}
-        skipped: dict[str, str] = {}
+        found = Retained()
         done, total, last = 0, 0, None
         with self._backend.call():
             if progress is not None:
@@ -252,18 +251,11 @@ class Housekeeping(SyncTwins):
             while page := await self._page_to_retain(last, limits):
                 for last, may_lose in page:
                     if may_lose and last not in left_alone:
-                        try:
-                            found = await self._retain(last, limits, dry_run=dry_run)
-                            gone += [found] if found else []
-                        except DamagedDataError as exc:
-                            damaged[last] = str(exc)
-                        except DatabaseUnavailableError as exc:
-                            await self._check_others_can_be_had(last, exc)
-                            skipped[last] = str(exc)
+                        await self._retain(last, limits, found, dry_run=dry_run)
                     done += 1
                     if progress is not None:
                         progress(done, max(done, total))
-        return PruneReport(dry_run, done, tuple(gone), damaged, skipped)
+        return found.report(done, dry_run=dry_run)
 
     def _limits(self, policy: RetentionPolicy) -> retention.Limits:
         now = datetime.now(UTC)
@@ -288,11 +280,18 @@ class Housekeeping(SyncTwins):
         return await self._backend.read_snapshot(work)
 
     async def _retain(
-        self, thread_id: str, limits: retention.Limits, *, dry_run: bool
-    ) -> ThreadPrune | None:
+        self, thread_id: str, limits: retention.Limits, into: Retained, *, dry_run: bool
+    ) -> None:
         work = partial(retention.retain, store=self._backend.store, thread_id=thread_id)
         work = partial(work, limits=limits, meaning=self._meaning())
-        return await self._apply(work, dry_run=dry_run)
+        try:
+            found = await self._apply(work, dry_run=dry_run)
+            into.gone += [found] if found else []
+        except DamagedDataError as exc:
+            into.damaged[thread_id] = str(exc)
+        except DatabaseUnavailableError as exc:
+            await self._check_others_can_be_had(thread_id, exc)
+            into.skipped[thread_id] = str(exc)
 
     async def _check_others_can_be_had(
         self, thread_id: str, error: DatabaseUnavailableError

@@ -16,10 +16,10 @@ from checkpointer.errors import DamagedDataError, DatabaseError
 from checkpointer.faults import means_damage
 from checkpointer.housekeeping import Housekeeping
 from checkpointer.identifiers import text_of
-from checkpointer.intake import Target
+from checkpointer.intake import Progress, Target
 from checkpointer.moving import TransferReport
 from checkpointer.problems import Problem, ProblemKind, Verification
-from checkpointer.reports import RetentionPolicy, ThreadPrune
+from checkpointer.reports import PruneReport, Retained, RetentionPolicy
 from checkpointer.verification import IdOf
 
 
@@ -186,13 +186,22 @@ class Maintenance(Housekeeping):
 
 def retainer(
     saver: Maintenance, policy: RetentionPolicy
-) -> Callable[[str], Awaitable[ThreadPrune | None]]:
-    """What does to one thread what `aretain` does, now or later: ages are counted from this call.
+) -> Callable[[Sequence[str], Progress | None], Awaitable[PruneReport]]:
+    """What does to some threads what `aretain` does, now or later: ages are counted from this call.
 
     So of a plan that is made after it, no more is old when it is carried out.
     """
     limits = saver._limits(policy)  # noqa: SLF001
-    return partial(saver._retain, limits=limits, dry_run=False)  # noqa: SLF001
+
+    async def retain(thread_ids: Sequence[str], progress: Progress | None = None) -> PruneReport:
+        found = Retained()
+        for done, thread_id in enumerate(thread_ids, 1):
+            await saver._retain(thread_id, limits, found, dry_run=False)  # noqa: SLF001
+            if progress is not None:
+                progress(done, len(thread_ids))
+        return found.report(len(thread_ids), dry_run=False)
+
+    return retain
 
 
 def parts_of(saver: Maintenance) -> tuple[Backend, IdOf]:

@@ -212,3 +212,16 @@ class PruneReport:
     def deleted_threads(self) -> int:
         """How many threads go as a whole."""
         return sum(one.deleted for one in self.threads)
+
+
+@dataclass(slots=True)
+class Retained:
+    """What `aretain` has done so far; see `PruneReport`."""
+
+    gone: list[ThreadPrune] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def report(self, examined: int, *, dry_run: bool) -> PruneReport:
+        """The same, once it has ended."""
+        return PruneReport(dry_run, examined, tuple(self.gone), self.damaged, self.skipped)

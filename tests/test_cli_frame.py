@@ -351,8 +351,14 @@ def test_any_text_is_shown_harmlessly(text: str) -> None:
         assert shown == text
 
 
-def on_a_terminal(*arguments: str, typed: str = "") -> tuple[int, str]:
-    """Run the command on a terminal of 80 columns; its exit code and what is drawn."""
+def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tuple[int, str]:
+    """Run the command on a terminal of 80 columns; its exit code and what is drawn.
+
+    Args:
+        arguments: The command's.
+        typed: What is typed ahead.
+        stopped_at: Ctrl-C is pressed once this is drawn.
+    """
     ours, its = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "checkpointer", *arguments],
@@ -368,6 +374,9 @@ def on_a_terminal(*arguments: str, typed: str = "") -> tuple[int, str]:
         try:
             while some := os.read(ours, 4096):
                 drawn += some
+                if stopped_at and stopped_at.encode() in drawn:
+                    started.send_signal(signal.SIGINT)
+                    stopped_at = ""
         except OSError:  # how the end of a terminal is told on Linux
             os.close(ours)
     return started.returncode, drawn.decode().replace("\r\n", "\n")
@@ -386,6 +395,10 @@ async def test_a_terminal_is_asked_and_drawn_on(migrated_url: str) -> None:
         code, drawn = on_a_terminal("delete", "t", "--url", migrated_url, typed="n\n")
         assert (code, "1 checkpoint of 1 thread" in drawn) == (1, True)
         assert "nothing was removed" in drawn
+        assert await saver.aget_tuple(config("t")) is not None
+        code, drawn = on_a_terminal("delete", "t", "--url", migrated_url, stopped_at="[y/N]")
+        assert (code, "Traceback" in drawn) == (130, False)
+        assert drawn.endswith("checkpointer: interrupted\n")
         assert await saver.aget_tuple(config("t")) is not None
         code, _ = on_a_terminal("delete", "t", "--url", migrated_url, typed="y\n")
         assert code == 0

@@ -32,7 +32,6 @@ from checkpointer import (
     InvalidInputError,
     PruneReport,
     RetentionPolicy,
-    ThreadPrune,
     create_saver,
     tables,
 )
@@ -376,11 +375,11 @@ async def test_a_thread_that_was_put_to_meanwhile_is_not_idle(
         await set_idle(saver, thread, HOUR * 3)
     retain = saver._retain  # noqa: SLF001 - to come in between
 
-    async def come_between(thread_id: str, *args: Any, **options: Any) -> ThreadPrune | None:
+    async def come_between(thread_id: str, *args: Any, **options: Any) -> None:
         if thread_id == "b":
             async with create_saver(saver.engine) as other:
                 await line(other, config("b"), "3")
-        return await retain(thread_id, *args, **options)
+        await retain(thread_id, *args, **options)
 
     monkeypatch.setattr(saver, "_retain", come_between)
     report = await saver.aretain(RetentionPolicy(idle_for=HOUR))
@@ -394,10 +393,10 @@ async def test_a_checkpoint_that_was_put_meanwhile_counts(
     await line(saver, config(), "1", "2", "3")
     retain = saver._retain  # noqa: SLF001 - to come in between
 
-    async def come_between(*args: Any, **options: Any) -> ThreadPrune | None:
+    async def come_between(*args: Any, **options: Any) -> None:
         async with create_saver(saver.engine) as other:
             await line(other, config(checkpoint_id="3"), "4")
-        return await retain(*args, **options)
+        await retain(*args, **options)
 
     monkeypatch.setattr(saver, "_retain", come_between)
     report = await saver.aretain(RetentionPolicy(keep_last=2))

@@ -1,6 +1,7 @@
 """The terminal: text that nobody obeys, values and messages laid out, bars, questions."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -168,7 +169,14 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise ConfigurationError(f"found no terminal to ask on, expected --yes: {line(question)}")
-    return typer.confirm(line(question), err=True)
+    # An event loop takes Ctrl-C for its own, and waits for whoever reads the answer.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return typer.confirm(line(question), err=True)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Rate(ProgressColumn):

@@ -12,9 +12,10 @@ from checkpointer.commands.harmless import count, line, size
 from checkpointer.commands.output import FAILED, OK, note, write_json
 from checkpointer.commands.points import missing
 from checkpointer.commands.target import Target
-from checkpointer.errors import DamagedDataError, InvalidInputError
+from checkpointer.errors import InvalidInputError
+from checkpointer.intake import Progress
 from checkpointer.maintenance import retainer
-from checkpointer.reports import PruneReport, RetentionPolicy, ThreadPrune
+from checkpointer.reports import PruneReport, RetentionPolicy
 from checkpointer.saver import AsyncSQLAlchemySaver
 
 SHOWN: Final = 20
@@ -41,7 +42,9 @@ async def prune(
             plan = await saver.aprune(thread_ids, keep_last=keep_last, dry_run=True)
             run: Run = partial(saver.aprune, keep_last=keep_last)
         else:
-            run = partial(_retained, retainer(saver, policy))  # ages as they are before the plan
+            run = partial(
+                _with_progress, retainer(saver, policy)
+            )  # ages as they are before the plan
             with terminal.progress("threads") as progress:
                 plan = await saver.aretain(policy, dry_run=True, progress=progress)
         if dry_run:
@@ -67,21 +70,12 @@ async def delete(
         return await _carried_out(plan, run, goes, yes=yes, as_json=as_json)
 
 
-async def _retained(
-    retain: Callable[[str], Awaitable[ThreadPrune | None]], thread_ids: Sequence[str]
+async def _with_progress(
+    retain: Callable[[Sequence[str], Progress | None], Awaitable[PruneReport]],
+    thread_ids: Sequence[str],
 ) -> PruneReport:
-    gone: list[ThreadPrune] = []
-    damaged: dict[str, str] = {}
     with terminal.progress("threads") as progress:
-        for done, thread_id in enumerate(thread_ids, 1):
-            try:
-                found = await retain(thread_id)
-                gone += [found] if found else []
-            except DamagedDataError as exc:
-                damaged[thread_id] = str(exc)
-            if progress is not None:
-                progress(done, len(thread_ids))
-    return PruneReport(dry_run=False, examined=len(thread_ids), threads=gone, damaged=damaged)
+        return await retain(thread_ids, progress)
 
 
 async def _check_stored(saver: AsyncSQLAlchemySaver, thread_ids: Sequence[str]) -> PruneReport:
@@ -111,8 +105,8 @@ async def _carried_out(plan: PruneReport, run: Run, goes: str, *, yes: bool, as_
             write_json(_document(nothing))
         return FAILED
     done = await run([one.thread_id for one in plan.threads])
-    damaged = {**plan.damaged, **done.damaged}
-    done = replace(done, examined=plan.examined, damaged=damaged)
+    damaged, skipped = {**plan.damaged, **done.damaged}, {**plan.skipped, **done.skipped}
+    done = replace(done, examined=plan.examined, damaged=damaged, skipped=skipped)
     if as_json:
         write_json(_document(done))
     else:
