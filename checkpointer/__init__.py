@@ -20,8 +20,10 @@ from checkpointer.errors import (
     SchemaOutdatedError,
     SchemaTooNewError,
     SerializationError,
+    SourceError,
     SyncCallError,
     TransferError,
+    UnknownThreadError,
     UsageError,
 )
 from checkpointer.factory import create_saver
@@ -65,6 +67,7 @@ __all__ = [
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "SerializationError",
+    "SourceError",
     "Stats",
     "StrictSerializer",
     "SyncCallError",
@@ -74,6 +77,7 @@ __all__ = [
     "ThreadPrune",
     "TransferError",
     "TransferReport",
+    "UnknownThreadError",
     "UsageError",
     "Verification",
     "copy_store",

@@ -1,9 +1,9 @@
 """Threads from any saver of LangGraph, through its public methods alone, into a store."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -13,8 +13,15 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from checkpointer.adopting import Adoption
 from checkpointer.encoder import NewWrite
+from checkpointer.errors import (
+    CheckpointerError,
+    DamagedDataError,
+    SerializationError,
+    SourceError,
+)
 from checkpointer.intake import Intake, Progress, Target, move_all, nothing
 from checkpointer.moving import TransferReport
+from checkpointer.quoting import quoted
 
 
 class AnySource:
@@ -49,6 +56,7 @@ class AnySource:
 
         Raises:
             TransferError: Some could not be imported, after all others were.
+            SourceError: The source could not list its threads.
         """
         wanted = await self._threads() if names is None else dict.fromkeys(names)
 
@@ -61,11 +69,21 @@ class AnySource:
         )
 
     async def _threads(self) -> dict[str, None]:
-        """The ids of all threads. All are found before any is read: a saver may hold a lock."""
+        """The ids of all threads. All are found before any is read: a saver may hold a lock.
+
+        Raises:
+            SourceError: The source cannot list them all.
+        """
         found: dict[str, None] = {}
-        async with aclosing(_listed(self._source, None)) as tuples:
-            async for one in tuples:
-                found[_part(one.config, "thread_id")] = None
+        try:
+            async with aclosing(_listed(self._source, None)) as tuples:
+                async for one in tuples:
+                    found[_part(one.config, "thread_id")] = None
+        except (DamagedDataError, SerializationError, SourceError) as exc:
+            raise SourceError(
+                f"found that the source cannot list its threads, after {len(found)} of them: "
+                f"{exc}; to import those that it can read, name them: thread_ids=[...]"
+            ) from exc
         return found
 
     async def move(self, thread_id: str) -> TransferReport:
@@ -75,6 +93,7 @@ class AnySource:
             OvertakenError: The target's thread was changed meanwhile.
             InvalidInputError: It is not there, or the target cannot hold an identifier of it.
             SerializationError: The target's serde refused a value.
+            SourceError: The source could not read it.
         """
         ours = await self._target.outline(thread_id)
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
@@ -128,10 +147,42 @@ def _part(config: RunnableConfig, name: str) -> str:
     return str(config.get("configurable", {}).get(name, ""))
 
 
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Name what a source raises, whatever that is.
+
+    Raises:
+        SourceError: It is not one of our own errors.
+    """
+    try:
+        yield
+    except CheckpointerError:
+        raise
+    except Exception as exc:
+        raise SourceError(
+            f"found that the source raises {type(exc).__name__} ({quoted(str(exc))}), expected "
+            f"checkpoints; see that it can list and read them itself"
+        ) from exc
+
+
 async def _listed(
     source: BaseCheckpointSaver[Any], config: RunnableConfig | None
 ) -> AsyncGenerator[CheckpointTuple, None]:
-    """What a saver lists; one without async methods does so in a thread of its own."""
+    """What a saver lists.
+
+    Raises:
+        SourceError: It failed.
+    """
+    with _asked():
+        async with aclosing(_tuples(source, config)) as tuples:
+            async for found in tuples:
+                yield found
+
+
+async def _tuples(
+    source: BaseCheckpointSaver[Any], config: RunnableConfig | None
+) -> AsyncGenerator[CheckpointTuple, None]:
+    """The same; one without async methods does so in a thread of its own."""
     begun = False
     try:
         async for found in source.alist(config):
@@ -150,7 +201,8 @@ async def _listed(
 
 
 async def _got(source: BaseCheckpointSaver[Any], config: RunnableConfig) -> CheckpointTuple | None:
-    try:
-        return await source.aget_tuple(config)
-    except NotImplementedError:
-        return await asyncio.to_thread(source.get_tuple, config)
+    with _asked():
+        try:
+            return await source.aget_tuple(config)
+        except NotImplementedError:
+            return await asyncio.to_thread(source.get_tuple, config)

@@ -192,6 +192,18 @@ def create_engine(
     return in_schema(engine, schema)
 
 
+def create_plain_engine(url: sa.URL) -> AsyncEngine:
+    """An async engine without our hooks, which switch a SQLite file to WAL: for what is only read.
+
+    Raises:
+        DriverError: As `create_engine` does.
+        ConfigurationError: The same.
+    """
+    dialect = dialect_named(create_engine(url).url.get_backend_name())
+    connect_args = dialect.connect_args(url)
+    return create_async_engine(url, connect_args=connect_args, hide_parameters=True)
+
+
 def resolve_schema(schema: str | None, dialect: Dialect, *, chosen: bool) -> str | None:
     """The schema that the tables stand in, `None` for the database's own default.
 

@@ -5,7 +5,8 @@ CheckpointerError
 ├── ConfigurationError (ValueError)   a URL, an engine or an option that cannot work
 │   └── DriverError                   the URL's database driver is missing, unknown or not async
 ├── InvalidInputError (ValueError)    an argument that cannot be stored or asked for
-│   └── InvalidFilterError            a metadata filter that is not a JSON object
+│   ├── InvalidFilterError            a metadata filter that is not a JSON object
+│   └── UnknownThreadError            a thread that is named and not there
 ├── UsageError (RuntimeError)         the saver is called where it cannot answer
 │   ├── SaverClosedError              ... after `aclose()`
 │   ├── SyncCallError                 ... with a sync method, from its own event loop
@@ -16,6 +17,7 @@ CheckpointerError
 │   └── SchemaTooNewError             ... a revision that this version does not know
 ├── SerializationError                the serde could not dump or load a value
 ├── DamagedDataError                  a stored row does not hold what was written
+├── SourceError                       another saver, which is imported from, failed
 ├── TransferError                     some threads could not be moved; all others were
 └── DatabaseError                     the database refused or failed
     └── DatabaseUnavailableError      ... it could not be reached, or the connection was lost
@@ -47,6 +49,10 @@ class InvalidInputError(CheckpointerError, ValueError):
 
 class InvalidFilterError(InvalidInputError):
     """A metadata filter is not a JSON object."""
+
+
+class UnknownThreadError(InvalidInputError):
+    """A thread is named and not there."""
 
 
 class UsageError(CheckpointerError, RuntimeError):
@@ -103,11 +109,16 @@ class DamagedDataError(CheckpointerError):
     """
 
 
+class SourceError(CheckpointerError):
+    """Another saver, which is imported from, failed; `__cause__` is its error."""
+
+
 class TransferError(CheckpointerError):
     """Some threads could not be moved; all others were.
 
     Attributes:
-        failures: Why, by thread. Nothing that a reader could find of these was stored.
+        failures: Why, by thread. No checkpoint or write of these was stored; a new thread's row may
+            have been, ahead of them.
         report: The `TransferReport` of the others.
     """
 

@@ -3,6 +3,7 @@
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpointer.adopting import Adoption, opened
 from checkpointer.database import Database
 from checkpointer.encoder import NewWrite
-from checkpointer.engine import create_engine, is_absent, resolve_url, shown
+from checkpointer.engine import create_plain_engine, is_absent, resolve_url, shown
 from checkpointer.errors import ConfigurationError
 from checkpointer.identifiers import identifiers
 from checkpointer.intake import Intake, Progress, Target, move_all, nothing
@@ -76,7 +77,7 @@ async def import_official(
         ConfigurationError: The source has no official tables, or cannot be named so.
         DatabaseError: A database refused or failed. Call again to go on.
     """
-    engine = source if isinstance(source, AsyncEngine) else create_engine(_existing(source))
+    engine = source if isinstance(source, AsyncEngine) else create_plain_engine(_existing(source))
     try:
         return await _import(engine, target, schema, thread_ids, progress)
     finally:
@@ -185,9 +186,10 @@ class OfficialSource:
             async for found in self._checkpoints(thread_id, lacking):
                 await self._take(adoption, found)
             missing = theirs.writes - ours.writes.keys()
-            special = {(one.checkpoint_ns, one.checkpoint_id) for one in theirs.special}
-            of = {(namespace, checkpoint_id) for namespace, checkpoint_id, _, _ in missing}
-            for some in batched(sorted(of | special), PAGE):
+            # Special ones may be others by now under the same keys.
+            of = {key[:2] for key in theirs.writes if key in missing or key[3] < 0}
+            sizes = partial(self._layout.write_sizes, thread_id=thread_id)
+            async for some in self._pages(sorted(of), sizes):
                 await self._take_writes(adoption, thread_id, some, theirs.writes)
             return await intake.commit() if adoption.anything else TransferReport(skipped=1)
 
@@ -237,18 +239,24 @@ class OfficialSource:
         Raises:
             OvertakenError: One of them is gone.
         """
-        for some in batched(sorted(lacking, reverse=True), PAGE):
-            sizes = await self._database.read(
-                partial(self._layout.sizes, thread_id=thread_id, some=some)
-            )
+        sizes = partial(self._layout.sizes, thread_id=thread_id)
+        async for page in self._pages(sorted(lacking, reverse=True), sizes):
+            read = partial(self._layout.checkpoints, thread_id=thread_id, some=page)
+            found = await self._database.read_snapshot(read)
+            by_key = {(one.checkpoint_ns, one.checkpoint_id): one for one in found}
+            if len(by_key) < len(page):
+                raise OvertakenError
+            for key in page:
+                yield by_key[key]
+
+    async def _pages(
+        self, wanted: Iterable[CheckpointKey], sizes_of: Callable[..., dict[CheckpointKey, int]]
+    ) -> AsyncIterator[list[CheckpointKey]]:
+        """Checkpoints, as many at a time as may be read at once."""
+        for some in batched(wanted, PAGE):
+            sizes = await self._database.read(partial(sizes_of, some=some))
             for page in _fitting(some, sizes):
-                read = partial(self._layout.checkpoints, thread_id=thread_id, some=page)
-                found = await self._database.read_snapshot(read)
-                by_key = {(one.checkpoint_ns, one.checkpoint_id): one for one in found}
-                if len(by_key) < len(page):
-                    raise OvertakenError
-                for key in page:
-                    yield by_key[key]
+                yield page
 
 
 def _fitting(

@@ -1,7 +1,7 @@
 """Moves of threads into a store: each in one transaction, with its chunks ahead if these are many.
 
-Whatever is moved from wherever goes this way. A move that is cut off leaves chunks that nothing
-names yet, and the next one goes on from there.
+Whatever is moved from wherever goes this way. A move that is cut off may leave the thread's row,
+and chunks that nothing names yet; the next one goes on from there.
 """
 
 import asyncio
@@ -20,7 +20,9 @@ from checkpointer.errors import (
     DatabaseError,
     InvalidInputError,
     SerializationError,
+    SourceError,
     TransferError,
+    UnknownThreadError,
 )
 from checkpointer.faults import means_damage
 from checkpointer.moving import Arrival, Dates, Outline, OvertakenError, Row, Spool, TransferReport
@@ -64,7 +66,7 @@ class Target:
 
 
 class Intake:
-    """One thread on its way into a store. Nothing of it is to be found before `commit`.
+    """One thread on its way into a store. Before `commit`, at most its row is to be found.
 
     Args:
         target: The store.
@@ -105,6 +107,11 @@ class Intake:
         """Take a moment at which the thread was there."""
         known = self._dates or Dates(at, at)
         self._dates = Dates(min(known.created_at, at), max(known.updated_at, at))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was taken."""
+        return not self._waiting and self._report == TransferReport(threads=1)
 
     async def add_chunks(self, chunks: Mapping[bytes, bytes | memoryview]) -> None:
         """Take chunks that the store may lack.
@@ -180,10 +187,10 @@ def nothing(*, named: bool) -> TransferReport:
     """What is reported of a thread that is not there.
 
     Raises:
-        InvalidInputError: The caller has named it.
+        UnknownThreadError: The caller has named it.
     """
     if named:
-        raise InvalidInputError("found no such thread, expected one that is stored")
+        raise UnknownThreadError("found no such thread, expected one that is stored")
     return TransferReport()
 
 
@@ -240,7 +247,7 @@ class _Run:
         while (thread_id := await self._next()) is not None:
             try:
                 moved = await self._until_still(thread_id)
-            except (DamagedDataError, InvalidInputError, SerializationError) as exc:
+            except (DamagedDataError, InvalidInputError, SerializationError, SourceError) as exc:
                 self.failures[thread_id] = exc
             except DatabaseError as exc:
                 if not means_damage(exc):

@@ -144,6 +144,7 @@ class Maintenance(Housekeeping):
 
         Raises:
             TransferError: Some threads could not be imported. All others were.
+            SourceError: The source could not list its threads: name those that it can read.
         """
         names = None if thread_ids is None else self._identifiers("thread_id", thread_ids)
         with self._backend.call():

@@ -1,7 +1,7 @@
 """One thread that moves into a store: what both sides hold, and the rows as they are.
 
 Functions here are units of work on a given connection. A thread's chunks may be committed ahead of
-its other rows, which come in one transaction: until then nobody sees anything of it.
+its other rows, which come in one transaction: until then nobody sees more of it than its row.
 """
 
 import json

@@ -68,15 +68,10 @@ class OfficialWrite:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one thread holds, at one moment.
-
-    Attributes:
-        special: Those of its writes that may be replaced by others under their keys.
-    """
+    """What one thread holds, at one moment."""
 
     checkpoints: frozenset[CheckpointKey]
     writes: frozenset[WriteKey]
-    special: Sequence[OfficialWrite]
 
 
 class Layout(ABC):
@@ -110,8 +105,14 @@ class Layout(ABC):
         self._write_keys = sa.select(*of_key).where(of_thread(self._writes))
         path = w.task_path if "task_path" in w else sa.literal("", sa.Text)
         row = (*of_key, path.label("task_path"), w.channel, w.type, self._value.label("value"))
-        self._special = sa.select(*row).where(of_thread(self._writes), w.idx < 0)
-        self._writes_of = sa.select(*row).where(*any_key(dialect, self._writes))
+        where = any_key(dialect, self._writes)
+        self._writes_of = sa.select(*row).where(*where)
+        size = sa.func.coalesce(sa.func.sum(sa.func.length(self._value)), 0).label("size")
+        self._write_sizes = (
+            sa.select(w.checkpoint_ns, w.checkpoint_id, size)
+            .where(*where)
+            .group_by(w.checkpoint_ns, w.checkpoint_id)
+        )
 
     @property
     @abstractmethod
@@ -153,17 +154,19 @@ class Layout(ABC):
         return int(row.threads)
 
     def contents(self, connection: Connection, thread_id: str) -> Contents:
-        """What a thread holds, from one snapshot.
-
-        Raises:
-            DamagedDataError: A write cannot be read.
-        """
+        """What a thread holds, from one snapshot, without the values."""
         given = {"thread_id": thread_id}
         return Contents(
             frozenset(map(tuple, connection.fetch(self._checkpoint_keys, given))),
             frozenset(map(tuple, connection.fetch(self._write_keys, given))),
-            [*map(_write, connection.fetch(self._special, given))],
         )
+
+    def write_sizes(
+        self, connection: Connection, thread_id: str, some: Collection[CheckpointKey]
+    ) -> dict[CheckpointKey, int]:
+        """The bytes of some checkpoints' writes; without those that have none."""
+        rows = connection.fetch(self._write_sizes, keys_of(thread_id, some))
+        return {(row.checkpoint_ns, row.checkpoint_id): int(row.size) for row in rows}
 
     def writes(
         self, connection: Connection, thread_id: str, some: Collection[CheckpointKey]

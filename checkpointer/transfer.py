@@ -176,10 +176,11 @@ class _Copying:
         ours = await self._target.outline(thread_id)
         checkpoints = _differing(theirs.checkpoints, ours.checkpoints)
         writes = _differing(theirs.writes, ours.writes)
-        if not checkpoints and not writes:
-            return TransferReport(skipped=1)
         with Intake(self._target, thread_id, ours, theirs.dates(datetime.now(UTC))) as intake:
+            # Rows that are equal tell nothing of chunks that the target has lost.
             await self._take_chunks(intake, thread_id, theirs, ours)
+            if not checkpoints and not writes and intake.is_empty:
+                return TransferReport(skipped=1)
             statement = move_queries(self._queries).checkpoints_of_many
             async for rows in self._rows(thread_id, statement, checkpoints, checkpoint_key):
                 intake.add_checkpoints([_readable(row) for row in rows])

@@ -120,6 +120,22 @@ def statements(before: Callable[[Statement], None] | None = None) -> Iterator[li
         yield seen
 
 
+@contextmanager
+def sizes_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The bytes of values that each statement read, in order."""
+    sizes: list[int] = []
+    fetch = DriverConnection.fetch
+
+    def measured(self: DriverConnection, statement: Any, parameters: Any = {}) -> Sequence[Any]:  # noqa: B006 - only read
+        found = fetch(self, statement, parameters)
+        sizes.append(sum(len(part) for row in found for part in row if isinstance(part, bytes)))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DriverConnection, "fetch", measured)
+        yield sizes
+
+
 def batches(seen: Iterable[Statement]) -> int:
     """How many batches of puts are among the statements: each asks once what it has touched."""
     return sum("touched" in one.sql for one in seen)

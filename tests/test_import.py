@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from scenarios import SCENARIOS, play
 from schemas import execute, query
 from sqlalchemy.ext.asyncio import create_async_engine
-from storing import SENDS, checkpoint, config, put, row_counts, stored_rows
+from storing import SENDS, checkpoint, config, put, row_counts, sizes_read, stored_rows
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -29,14 +29,18 @@ from checkpointer import (
     InvalidInputError,
     SchemaMissingError,
     SerializationError,
+    SourceError,
     TransferError,
     TransferReport,
+    UnknownThreadError,
     create_saver,
     import_official,
     importing,
     intake,
     moving,
+    soundness,
 )
+from checkpointer.serde import LosslessSerializer
 
 Saver = AsyncSQLAlchemySaver
 
@@ -544,3 +548,132 @@ async def test_writes_come_back_in_the_order_of_paths_that_no_saver_tells(saver:
         assert expected is not None
         assert found.pending_writes == expected.pending_writes
         assert len(found.pending_writes or ()) == 13
+
+
+WIDE: dict[str, Any] = {"float": 1e22, "whole": 2**70, "score": -1e300, "small": [1]}
+"""Numbers that JSONB gives back as whole ones, of more bits than MessagePack holds."""
+
+
+@pytest.mark.parametrize("serde", ["usual", "encrypting"])
+async def test_numbers_that_only_json_holds(
+    migrated_url: str, new_database_url: Callable[[], str], serde: str
+) -> None:
+    url = new_database_url()
+    wide = {"small": [1]} if is_file(url) else WIDE
+    metadata: Any = {"source": "input", "score": 2**70, "deep": [{"\ud800": -(10**30)}]}
+    async with official(url) as source:
+        stored = checkpoint("1", wide)
+        if not is_file(url):
+            metadata["deep"] = [{"a": -(10**30)}]
+            stored["channel_versions"] = dict.fromkeys(wide, 2**70)
+        await source.aput(config(), stored, metadata, dict.fromkeys(wide, 2**70))
+        chosen = aes() if serde == "encrypting" else None
+        async with create_saver(migrated_url, serde=chosen) as saver:
+            await import_official(url, saver)
+            assert await history(saver) == await history(source)
+            assert (await saver.averify()).problems == ()
+    if serde == "encrypting":
+        manifests = query(migrated_url, "SELECT manifest FROM checkpointer_checkpoints")
+        assert str(2**70) not in repr(manifests)
+
+
+@pytest.mark.parametrize("value", [{"lc": 2, "n": 2**70}, {"n": 2**70, "sent": Send("n", 1)}])
+async def test_what_json_does_not_give_back_stays_refused(saver: Saver, value: Any) -> None:
+    source = InMemorySaver()
+    for name in ("good", "bad"):
+        where = await source.aput(config(name), checkpoint("1", {}), {}, {})
+    source.writes["bad", "", "1"]["task", 0] = ("task", "x", ("pickled", b""), "")
+    source.serde = Loading(value)
+    with pytest.raises(TransferError, match="can dump") as raised:
+        await saver.aimport_from(source)
+    assert {name: type(one) for name, one in raised.value.failures.items()} == {
+        "bad": SerializationError
+    }
+    assert await saver.aget_tuple(where) is None
+
+
+class Loading(LosslessSerializer):
+    """A serde to which the tag `pickled` means one value, or an error."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        if data[0] != "pickled":
+            return super().loads_typed(data)
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+async def test_a_thread_that_the_source_cannot_read_is_named_and_the_others_are_imported(
+    saver: Saver,
+) -> None:
+    source = InMemorySaver()
+    for name in ("1", "bad", "2"):
+        await source.aput(config(name), checkpoint("1", {}), {}, {})
+    source.writes["bad", "", "1"]["task", 0] = ("task", "x", ("pickled", b""), "")
+    source.serde = Loading(KeyError("lost\x1b[2J"))
+    with pytest.raises(SourceError, match=r"KeyError.*thread_ids=\[") as all_of_them:
+        await saver.aimport_from(source)
+    assert isinstance(all_of_them.value.__cause__, SourceError)
+    assert "\x1b" not in str(all_of_them.value)
+    with pytest.raises(TransferError, match="KeyError") as raised:
+        await saver.aimport_from(source, thread_ids=["1", "bad", "2", "none"])
+    assert {name: type(one) for name, one in raised.value.failures.items()} == {
+        "bad": SourceError,
+        "none": UnknownThreadError,
+    }
+    assert raised.value.report.threads == 2
+    found = [one.config.get("configurable", {})["thread_id"] for one in await history(saver)]
+    assert found == ["1", "2"]
+
+
+async def test_an_import_leaves_its_file_as_it_is(saver: Saver, tmp_path: Path) -> None:
+    path = tmp_path / "source.db"
+    url = f"sqlite:///{path}"
+    async with official(url) as source:
+        await fill(source)
+    execute(url, "PRAGMA journal_mode = DELETE")
+    assert query(url, "PRAGMA journal_mode") == [("delete",)]
+    before = path.read_bytes()
+    assert (await import_official(url, saver)).threads == THREADS
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.glob("source.db*")] == ["source.db"]
+
+
+@pytest.mark.parametrize("channel", ["x", "__interrupt__"])
+async def test_no_more_than_a_page_of_writes_is_held_at_once(
+    saver: Saver,
+    new_database_url: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    channel: str,
+) -> None:
+    url = new_database_url()
+    async with official(url) as source:
+        for number in range(12):
+            where = await source.aput(config(), checkpoint(f"{number:02}", {}), {}, {})
+            await source.aput_writes(where, [(channel, noise(number, 20_000))], "task")
+        monkeypatch.setattr(importing, "PAGE_BYTES", 50_000)
+        monkeypatch.setattr(soundness, "CHUNKS", 4)
+        with sizes_read(monkeypatch) as sizes:
+            assert (await import_official(url, saver)).writes == 12
+        assert await history(saver) == await history(source)
+    assert 20_000 < max(sizes) < 50_000
+
+
+@pytest.mark.parametrize("size", [10, 9000])
+async def test_what_was_imported_encrypted_is_found_equal(migrated_url: str, size: int) -> None:
+    source = InMemorySaver()
+    where = await source.aput(config(), checkpoint("1", {}), {}, {})
+    for channel in ("__interrupt__", "__resume__", "x"):
+        await source.aput_writes(where, [(channel, ["q" * size])], "task")
+    async with create_saver(migrated_url, serde=aes()) as saver:
+        assert (await saver.aimport_from(source)).writes == 3
+        before = stored_rows(migrated_url)
+        assert await saver.aimport_from(source) == TransferReport(skipped=1)
+        assert stored_rows(migrated_url) == before
+        await source.aput_writes(where, [("__resume__", ["q" * size, "more"])], "task")
+        assert (await saver.aimport_from(source)).writes == 1
+        assert await history(saver) == await history(source)

@@ -18,7 +18,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from processes import copy_all, on_each_database, started
 from scenarios import SCENARIOS, play
 from schemas import execute, query
-from storing import NOTHING, SENDS, config, operate, put, row_counts, stored_rows
+from storing import NOTHING, SENDS, config, operate, put, row_counts, sizes_read, stored_rows
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -28,6 +28,7 @@ from checkpointer import (
     InvalidInputError,
     TransferError,
     TransferReport,
+    UnknownThreadError,
     copy_store,
     create_saver,
     intake,
@@ -35,7 +36,6 @@ from checkpointer import (
     soundness,
     transfer,
 )
-from checkpointer.execution import DriverConnection
 
 Saver = AsyncSQLAlchemySaver
 
@@ -255,7 +255,9 @@ async def test_some_threads_are_copied_and_one_that_is_not_there_is_named(
         copied = {one.config.get("configurable", {})["thread_id"] for one in await seen(target)}
     assert copied == {"1", "3"}
     assert raised.value.report.threads == 2
-    assert list(raised.value.failures) == ["none"]
+    assert {name: type(one) for name, one in raised.value.failures.items()} == {
+        "none": UnknownThreadError
+    }
 
 
 async def test_a_store_is_not_copied_into_itself(
@@ -337,23 +339,33 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "SPOOL_BYTES", 1024)
 
 
+async def test_a_chunk_that_the_target_has_lost_is_sent_again(
+    saver: Saver, target_url: str
+) -> None:
+    await put(saver, config(), "1", a=noise(1, 60_000))
+    await put(saver, config("other"), "1", a=noise(2, 60_000))
+    async with create_saver(target_url) as target:
+        await copy_store(saver, target)
+        before = row_counts(target_url)
+        lost = "SELECT min(digest) FROM checkpointer_chunks WHERE thread_id = 'other'"
+        execute(target_url, f"DELETE FROM checkpointer_chunks WHERE digest = ({lost})")
+        assert not (await target.averify()).whole
+        moved = await copy_store(saver, target)
+        assert (moved.threads, moved.skipped, moved.checkpoints) == (1, 1, 0)
+        assert 0 < moved.bytes < 30_000
+        assert (await target.averify()).whole
+        assert row_counts(target_url) == before
+        assert await copy_store(saver, target) == TransferReport(skipped=2)
+
+
 @pytest.mark.usefixtures("in_small_pieces")
 async def test_no_more_than_a_page_of_rows_is_held_at_once(
     saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(saver)
     await put(saver, config("long"), "1", a=noise("long", 1_000_000))
-    sizes: list[int] = []
-    fetch = DriverConnection.fetch
-
-    def measured(self: DriverConnection, statement: Any, parameters: Any = {}) -> Sequence[Any]:  # noqa: B006 - only read
-        found = fetch(self, statement, parameters)
-        sizes.append(sum(len(part) for row in found for part in row if isinstance(part, bytes)))
-        return found
-
     async with create_saver(target_url) as target:
-        with monkeypatch.context() as patch:
-            patch.setattr(DriverConnection, "fetch", measured)
+        with sizes_read(monkeypatch) as sizes:
             moved = await copy_store(saver, target)
         await assert_equal(saver, target)
     assert moved.bytes > 1_100_000
