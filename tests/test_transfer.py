@@ -59,17 +59,19 @@ FILTERS: Sequence[dict[str, Any]] = [
 
 
 @pytest.fixture
-def copied_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+def copied_url(
+    tmp_path: Path, postgres_url: str, sqlite_template: str, postgresql_template: str
+) -> Iterator[Callable[[str], str]]:
     """Call it for a database of that kind at the newest schema."""
     made: list[tuple[Databases, str]] = []
+    kinds: dict[str, tuple[Databases, str]] = {
+        "sqlite": (SQLiteDatabases(tmp_path), sqlite_template),
+        "postgresql": (PostgreSQLDatabases(postgres_url), postgresql_template),
+    }
 
     def create(kind: str) -> str:
-        databases: Databases = (
-            SQLiteDatabases(tmp_path)
-            if kind == "sqlite"
-            else PostgreSQLDatabases(request.getfixturevalue("postgres_url"))
-        )
-        url = databases.copy(request.getfixturevalue(f"{kind}_template"))
+        databases, template = kinds[kind]
+        url = databases.copy(template)
         made.append((databases, url))
         return url
 
