@@ -78,11 +78,11 @@ async def import_official(
         DatabaseError: A database refused or failed. Call again to go on.
     """
     engine = source if isinstance(source, AsyncEngine) else create_plain_engine(_existing(source))
+    database = Database(engine, owned=engine is not source)
     try:
-        return await _import(engine, target, schema, thread_ids, progress)
+        return await _import(database, target, schema, thread_ids, progress)
     finally:
-        if engine is not source:
-            await engine.dispose()
+        await database.dispose()
 
 
 def _existing(source: str | sa.URL) -> sa.URL:
@@ -100,15 +100,14 @@ def _existing(source: str | sa.URL) -> sa.URL:
 
 
 async def _import(
-    engine: AsyncEngine,
+    database: Database,
     target: AsyncSQLAlchemySaver,
     schema: str | None,
     thread_ids: Sequence[str] | None,
     progress: Progress | None,
 ) -> TransferReport:
     backend, id_of = parts_of(target)
-    database = Database(engine, owned=False)
-    dialect = database.dialect
+    engine, dialect = database.engine, database.dialect
     find = partial(find_layout, dialect=dialect, schema=schema, where=shown(engine.url))
     # At once or not at all: whoever gives a wrong URL should not wait.
     layout = await Database(engine, owned=False, patience=0).inspect(find)

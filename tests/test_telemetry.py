@@ -245,15 +245,16 @@ async def test_moving_threads_is_a_span_of_the_target(
     saver: Saver, told: Told, tmp_path: Path, name: str
 ) -> None:
     source = f"{tmp_path}/source.db"
-    if name == "copy_store":
-        async with create_saver(f"sqlite:///{source}") as other:
-            await put(other, THREAD, "1")
-            told.forget()
-            await copy_store(other, saver)
-    else:
-        async with AsyncSqliteSaver.from_conn_string(source) as official:
-            await official.aput(THREAD, checkpoint("1", {}), {}, {})
-        await import_official(f"sqlite:///{source}", saver)
+    async with saver:
+        if name == "copy_store":
+            async with create_saver(f"sqlite:///{source}") as other:
+                await put(other, THREAD, "1")
+                told.forget()
+                await copy_store(other, saver)
+        else:
+            async with AsyncSqliteSaver.from_conn_string(source) as official:
+                await official.aput(THREAD, checkpoint("1", {}), {}, {})
+            await import_official(f"sqlite:///{source}", saver)
     [span] = told.operations
     assert span.name == f"checkpointer.{name}"
     assert span.attributes is not None
