@@ -4,6 +4,8 @@
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
+# One more than there are processors: many tests wait, for a server that is stopped, or for a disk.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed 
 	$(VENV)/bin/python examples/quickstart.py
 
 test: $(VENV)/.test $(VENV)/pgbouncer ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
-	$(RUN) pytest -n auto --dist loadgroup --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, format and types
 	$(RUN) ruff check .

@@ -1,6 +1,7 @@
 """What all tests share: each database-backed test runs on SQLite and on a real PostgreSQL."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -148,3 +149,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def config() -> RunnableConfig:
     """The root namespace of a thread that no other test uses."""
     return {"configurable": {"thread_id": str(uuid4()), "checkpoint_ns": ""}}
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts the test, and the programs that it starts.
+
+    A shell has what it starts in the background ignore it, and what that starts, too.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -219,6 +219,7 @@ def test_ctrl_c_ends_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("current", "--url", "sqlite://") == (130, "", "checkpointer: interrupted\n")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_it_while_a_server_does_not_answer() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -382,6 +383,7 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
     return started.returncode, drawn.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 async def test_a_terminal_is_asked_and_drawn_on(migrated_url: str) -> None:
     odd = "\x1b]0;title\x07[bold]"

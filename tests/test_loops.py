@@ -324,6 +324,7 @@ def test_a_sync_call_may_take_longer_than_a_look_at_its_loop(
 
 
 @logging_nothing
+@pytest.mark.usefixtures("ctrl_c")
 class TestCtrlC:
     """In the middle of a sync call: nobody waits for it any more, and the saver stays usable."""
 
@@ -332,15 +333,10 @@ class TestCtrlC:
         main = threading.main_thread()
         assert threading.current_thread() is main
         press = threading.Timer(0.3, lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT))
-        # A shell has the programs that it starts in the background ignore the signal.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            press.start()
-            with pytest.raises(KeyboardInterrupt):
-                yield
-            press.join()
-        finally:
-            signal.signal(signal.SIGINT, before)
+        press.start()
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        press.join()
 
     def test_in_a_put(self, migrated_url: str) -> None:
         with create_saver(migrated_url) as saver:
