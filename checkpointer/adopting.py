@@ -23,7 +23,7 @@ from checkpointer.intake import Intake, Target
 from checkpointer.manifest import FormatError
 from checkpointer.moving import CheckpointKey, Outline, Row, WriteKey, fingerprint, write_key
 from checkpointer.official import Carried
-from checkpointer.queries import keys
+from checkpointer.predicates import keys
 from checkpointer.quoting import quoted
 from checkpointer.records import StoredWrite
 from checkpointer.serde import LosslessSerializer, StrictSerializer

@@ -16,9 +16,9 @@ from checkpointer.chunking import Tree
 from checkpointer.dialect import Dialect
 from checkpointer.errors import InvalidInputError
 from checkpointer.execution import Connection
-from checkpointer.inventory import of_thread
 from checkpointer.planning import ROOT, Key, Origin, up_to
-from checkpointer.queries import keys
+from checkpointer.predicates import KEY, keys, same
+from checkpointer.queries import PROJECTION
 from checkpointer.quoting import quoted
 from checkpointer.store import Store, batched, new_epoch
 from checkpointer.tables import checkpoints, chunks, threads, writes
@@ -138,17 +138,14 @@ def _trees(
     return trees + list(trees_of_writes(connection, store, source, wanted.__contains__))
 
 
-_checkpoint = sa.select(checkpoints.c.checkpoint_id).where(
-    *(column == bindparam(column.name, type_=column.type) for column in checkpoints.primary_key)
-)
+_checkpoint = sa.select(checkpoints.c.checkpoint_id).where(same(checkpoints, *KEY))
 
 _origins = sa.select(
     checkpoints.c.checkpoint_ns,
     checkpoints.c.checkpoint_id,
     checkpoints.c.parent_checkpoint_id,
-    # As text, so that one that is damaged does not keep its row from being read.
-    sa.cast(checkpoints.c.metadata, sa.Text).label("metadata"),
-).where(of_thread(checkpoints))
+    PROJECTION,
+).where(same(checkpoints, "thread_id"))
 
 _delete_new = sa.delete(threads).where(
     threads.c.thread_id == bindparam("of_thread"), threads.c.epoch == bindparam("new_epoch")

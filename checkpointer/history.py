@@ -6,7 +6,7 @@ from typing import Final
 
 from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
-from checkpointer.queries import keys
+from checkpointer.predicates import keys
 from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
 from checkpointer.store import Store, batched
 

@@ -20,6 +20,7 @@ from checkpointer.dialect import Dialect
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection, Parameters
 from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest
+from checkpointer.predicates import same
 from checkpointer.records import StoredWrite
 from checkpointer.reports import TableStats, ThreadInfo
 from checkpointer.store import Store, batched
@@ -175,12 +176,12 @@ def _with_metadata(dialect: Dialect) -> AnySelect:
 def stored_size(dialect: Dialect, table: sa.Table) -> sa.ColumnElement[int]:
     """The bytes of a row that count as stored."""
     if table is checkpoints:
-        return _length(table.c.manifest) + dialect.json_size(table.c.metadata)
-    return _length(table.c.data)
+        return length(table.c.manifest) + dialect.json_size(table.c.metadata)
+    return length(table.c.data)
 
 
-def _length(column: sa.Column[bytes]) -> sa.ColumnElement[int]:
-    # Both databases tell it without reading the bytes.
+def length(column: sa.Column[bytes]) -> sa.ColumnElement[int]:
+    """The length of a column's bytes, which both databases tell without reading them."""
     return sa.func.length(column, type_=sa.Integer)
 
 
@@ -231,13 +232,8 @@ def one_thread(
     return [(info_of(row, sizes), sizes) for row in rows]
 
 
-def of_thread(table: sa.Table) -> sa.ColumnElement[bool]:
-    """Whether a row is of the thread `thread_id`."""
-    return table.c.thread_id == bindparam("thread_id", type_=table.c.thread_id.type)
-
-
 _one_thread = sa.select(threads.c.thread_id, threads.c.created_at, threads.c.updated_at).where(
-    of_thread(threads)
+    same(threads, "thread_id")
 )
 
 
@@ -248,7 +244,7 @@ def _values(table: sa.Table, *, cursor: bool, thread: bool) -> AnySelect:
     statement = sa.select(table) if table is writes else sa.select(*key, table.c.manifest)
     statement = statement.order_by(*key).limit(bindparam("limit", type_=sa.Integer))
     if thread:
-        statement = statement.where(of_thread(table))
+        statement = statement.where(same(table, "thread_id"))
     if cursor:
         last = sa.tuple_(*(bindparam(f"after_{c.name}", type_=c.type) for c in key))
         statement = statement.where(sa.tuple_(*key) > last)

@@ -14,15 +14,13 @@ from checkpointer.moving import CheckpointKey
 from checkpointer.official import (
     CHECKPOINT,
     CHECKPOINTS,
-    KEY,
     Layout,
     OfficialCheckpoint,
     carried,
     json_object,
     keys_of,
-    of_thread,
 )
-from checkpointer.queries import any_key
+from checkpointer.predicates import KEY, any_key, same
 from checkpointer.quoting import quoted
 
 _WRITE: Final = (*KEY, "task_id", "idx", "channel", "type")
@@ -118,7 +116,7 @@ class PostgresLayout(Layout):
         named = sa.select(c.checkpoint_ns, each.c.key, each.c.value)
         of_blob = sa.tuple_(b.checkpoint_ns, b.channel, b.version)
         self._blobs = sa.select(b.checkpoint_ns, b.channel, b.version, b.type, b.blob).where(
-            of_thread(self.tables["checkpoint_blobs"]),
+            same(self.tables["checkpoint_blobs"], "thread_id"),
             of_blob.in_(named.select_from(self._checkpoints.join(each, sa.true())).where(*where)),
         )
 

@@ -20,7 +20,8 @@ from sqlalchemy import bindparam
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection
 from checkpointer.manifest import SEAL_SIZE
-from checkpointer.queries import Queries, any_key
+from checkpointer.predicates import any_key, same
+from checkpointer.queries import PROJECTION, Queries
 from checkpointer.store import Store, new_epoch
 from checkpointer.tables import checkpoints, chunks, threads, writes
 from checkpointer.verification import IdOf, verify_thread
@@ -121,18 +122,20 @@ class MoveQueries:
     def __init__(self, queries: Queries) -> None:
         low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
         c, w, t = checkpoints.c, writes.c, threads.c
-        self.thread = sa.select(t.epoch, t.created_at, t.updated_at).where(_of_thread(threads))
+        self.thread = sa.select(t.epoch, t.created_at, t.updated_at).where(
+            same(threads, "thread_id")
+        )
         self.checkpoint_outline = sa.select(
             *(c[name] for name in _CHECKPOINT), c.parent_checkpoint_id, c.run_id, _seal(c.manifest)
-        ).where(_of_thread(checkpoints))
+        ).where(same(checkpoints, "thread_id"))
         self.write_outline = sa.select(
             *(w[name] for name in _WRITE), w.task_path, w.channel, _seal(w.data)
-        ).where(_of_thread(writes))
+        ).where(same(writes, "thread_id"))
         self.digests_between = sa.select(chunks.c.digest).where(
-            _of_thread(chunks), chunks.c.digest >= low, chunks.c.digest < high
+            same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
         )
-        # As text, which any database takes back; and one that is damaged can still be read.
-        columns = [sa.cast(col, sa.Text).label(col.name) if col is c.metadata else col for col in c]
+        # Text is what any database takes back.
+        columns = [PROJECTION if column is c.metadata else column for column in c]
         self.checkpoints_of_many = sa.select(*columns).where(*any_key(queries.dialect, checkpoints))
         insert = queries.dialect.insert(threads)
         given = insert.excluded
@@ -147,10 +150,6 @@ class MoveQueries:
                 ),
             },
         )
-
-
-def _of_thread(table: sa.Table) -> sa.ColumnElement[bool]:
-    return table.c.thread_id == bindparam("thread_id", type_=table.c.thread_id.type)
 
 
 def _seal(column: sa.Column[bytes]) -> sa.Label[Any]:

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy import bindparam
 
 from checkpointer.dialect import Dialect
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection
 from checkpointer.moving import CheckpointKey, WriteKey
-from checkpointer.queries import any_key, keys, threads_of
+from checkpointer.predicates import KEY, any_key, keys, same
+from checkpointer.queries import threads_of
 from checkpointer.quoting import quoted
 
 CHECKPOINTS: Final = "checkpoints"
 
-KEY: Final = ("thread_id", "checkpoint_ns", "checkpoint_id")
 CHECKPOINT: Final = (*KEY, "parent_checkpoint_id", "checkpoint", "metadata")
 
 
@@ -99,10 +98,10 @@ class Layout(ABC):
         self._count = sa.select(sa.func.count().label("threads")).select_from(count)
         self._checkpoint_keys = sa.select(
             self._checkpoints.c.checkpoint_ns, self._checkpoints.c.checkpoint_id
-        ).where(of_thread(self._checkpoints))
+        ).where(same(self._checkpoints, "thread_id"))
         w = self._writes.c
         of_key = (w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx)
-        self._write_keys = sa.select(*of_key).where(of_thread(self._writes))
+        self._write_keys = sa.select(*of_key).where(same(self._writes, "thread_id"))
         path = w.task_path if "task_path" in w else sa.literal("", sa.Text)
         row = (*of_key, path.label("task_path"), w.channel, w.type, self._value.label("value"))
         where = any_key(dialect, self._writes)
@@ -182,11 +181,6 @@ class Layout(ABC):
 def _column(name: str) -> sa.ColumnClause[Any]:
     texts = {*KEY, "parent_checkpoint_id", "task_id", "task_path", "channel", "version", "type"}
     return sa.column(name, sa.Text()) if name in texts else sa.column(name)
-
-
-def of_thread(table: sa.TableClause) -> sa.ColumnElement[bool]:
-    """Whether a row is of the thread `thread_id`."""
-    return table.c.thread_id == bindparam("thread_id", type_=sa.Text())
 
 
 def keys_of(thread_id: str, some: Iterable[CheckpointKey]) -> dict[str, Any]:

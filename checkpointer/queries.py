@@ -6,7 +6,7 @@ without a thread, and the threads themselves.
 
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
@@ -14,6 +14,7 @@ from sqlalchemy import bindparam
 from checkpointer.arrays import AnySelect
 from checkpointer.dialect import Dialect
 from checkpointer.dialects import dialect_named
+from checkpointer.predicates import KEY, any_key, same
 from checkpointer.tables import checkpoints, chunks, threads, writes
 from checkpointer.upserts import copying, replacing, touching
 
@@ -63,10 +64,10 @@ class Queries:
             c.manifest,
             threads.c.epoch,
         ).outerjoin_from(checkpoints, threads, threads.c.thread_id == c.thread_id)
-        in_namespace = _same(checkpoints, "thread_id", "checkpoint_ns")
+        in_namespace = same(checkpoints, "thread_id", "checkpoint_ns")
         self._row = row
         self.latest_checkpoint = row.where(in_namespace).order_by(c.checkpoint_id.desc()).limit(1)
-        self.checkpoint_and_writes = _and_writes(row.where(_same(checkpoints, *_KEY)))
+        self.checkpoint_and_writes = _and_writes(row.where(same(checkpoints, *KEY)))
         self.latest_and_writes = _and_writes(self.latest_checkpoint)
         self.writes_of_many = sa.select(writes).where(*any_key(self.dialect, writes))
         self.channel_writes_of_many = self.writes_of_many.where(
@@ -81,15 +82,15 @@ class Queries:
     def _ancestors(self) -> AnySelect:
         """A checkpoint and its ancestors, nearest first, `limit` of them at most."""
         c = checkpoints.c
-        columns = (*_columns(checkpoints, *_KEY), c.parent_checkpoint_id, c.manifest)
+        columns = (*_columns(checkpoints, *KEY), c.parent_checkpoint_id, c.manifest)
         start = (
             sa.select(*columns, sa.null().label("epoch"), sa.literal(1).label("distance"))
-            .where(_same(checkpoints, *_KEY))
+            .where(same(checkpoints, *KEY))
             .cte("ancestors", recursive=True)
         )
         line = start.union_all(
             sa.select(*columns, sa.null(), start.c.distance + 1).where(
-                _same(checkpoints, "thread_id", "checkpoint_ns"),
+                same(checkpoints, "thread_id", "checkpoint_ns"),
                 c.checkpoint_id == start.c.parent_checkpoint_id,
                 start.c.distance < bindparam("limit", type_=sa.Integer),
             )
@@ -98,21 +99,21 @@ class Queries:
 
     def _build_plans(self) -> None:
         any_of = self.dialect.is_any_of
-        in_thread = _same(checkpoints, "thread_id")
+        in_thread = same(checkpoints, "thread_id")
         # Everything that deletes holds the thread's row, as every put does, so neither sees half
         # of the other.
         self.lock_thread = (
-            sa.select(threads.c.epoch).where(_same(threads, "thread_id")).with_for_update()
+            sa.select(threads.c.epoch).where(same(threads, "thread_id")).with_for_update()
         )
         self.manifests = sa.select(
             checkpoints.c.checkpoint_ns,
             checkpoints.c.checkpoint_id,
             checkpoints.c.parent_checkpoint_id,
-            _projection,
+            PROJECTION,
             checkpoints.c.manifest,
         ).where(in_thread)
-        self.chunked_writes = sa.select(writes).where(_same(writes, "thread_id"), writes.c.chunked)
-        self.digests = sa.select(chunks.c.digest).where(_same(chunks, "thread_id"))
+        self.chunked_writes = sa.select(writes).where(same(writes, "thread_id"), writes.c.chunked)
+        self.digests = sa.select(chunks.c.digest).where(same(chunks, "thread_id"))
         self.threads_of_runs = (
             sa.select(checkpoints.c.thread_id)
             .where(any_of(checkpoints.c.run_id, "run_ids"))
@@ -124,7 +125,7 @@ class Queries:
         ).where(in_thread, any_of(checkpoints.c.run_id, "run_ids"))
         self.any_rows = sa.select(
             sa.exists(sa.select(sa.literal(1)).where(in_thread)).label("any_checkpoints"),
-            sa.exists(sa.select(sa.literal(1)).where(_same(writes, "thread_id"))).label(
+            sa.exists(sa.select(sa.literal(1)).where(same(writes, "thread_id"))).label(
                 "any_writes"
             ),
         )
@@ -144,7 +145,7 @@ class Queries:
         self.delete_checkpoints = self._delete_some(checkpoints, checkpoints.c.checkpoint_id)
         self.delete_writes = self._delete_some(writes, writes.c.checkpoint_id)
         self.delete_chunks = sa.delete(chunks).where(
-            _same(chunks, "thread_id"), any_of(chunks.c.digest, "digests")
+            same(chunks, "thread_id"), any_of(chunks.c.digest, "digests")
         )
         self.orphan_checkpoints = (
             sa.update(checkpoints)
@@ -156,14 +157,14 @@ class Queries:
             .values(parent_checkpoint_id=None)
         )
         self.delete_thread = [
-            sa.delete(table).where(_same(table, "thread_id"))
+            sa.delete(table).where(same(table, "thread_id"))
             for table in (writes, checkpoints, chunks, threads)
         ]
         if self.dialect.has_arrays:  # all in one round trip
             *others, last = self.delete_thread
             self.delete_thread = [last.add_cte(*(one.cte() for one in others))]
         self.delete_namespace = [
-            sa.delete(table).where(_same(table, "thread_id", "checkpoint_ns"))
+            sa.delete(table).where(same(table, "thread_id", "checkpoint_ns"))
             for table in (writes, checkpoints)
         ]
 
@@ -176,23 +177,23 @@ class Queries:
 
     def _build_verifications(self) -> None:
         self.thread_count = sa.select(sa.func.count().label("threads")).select_from(threads)
-        stored = sa.select(sa.func.count()).where(_same(chunks, "thread_id")).select_from(chunks)
+        stored = sa.select(sa.func.count()).where(same(chunks, "thread_id")).select_from(chunks)
         self.thread_summary = sa.select(
-            sa.exists(sa.select(sa.literal(1)).where(_same(threads, "thread_id"))).label("has_row"),
+            sa.exists(sa.select(sa.literal(1)).where(same(threads, "thread_id"))).label("has_row"),
             stored.scalar_subquery().label("chunks"),
         )
         # By their range and not page by page in order: without statistics, PostgreSQL would sort
         # all that is left for each page.
         low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
         self.chunks_between = sa.select(chunks.c.digest, chunks.c.data).where(
-            _same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
+            same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
         )
         self.checkpoint_keys, self.write_keys = (
-            sa.select(*_columns(table, *_KEY)).where(_same(table, "thread_id")).distinct()
+            sa.select(*_columns(table, *KEY)).where(same(table, "thread_id")).distinct()
             for table in (checkpoints, writes)
         )
         self.manifests_of_many = sa.select(
-            *_columns(checkpoints, *_KEY), _projection, checkpoints.c.manifest
+            *_columns(checkpoints, *KEY), PROJECTION, checkpoints.c.manifest
         ).where(*any_key(self.dialect, checkpoints))
 
     @cache  # noqa: B019 - one instance a dialect lives as long as the process (see `queries_for`)
@@ -219,11 +220,11 @@ class Queries:
         statement = self._row.order_by(*(column.desc() for column in order))
         statement = statement.limit(bindparam("limit", type_=sa.Integer))
         if thread:
-            statement = statement.where(_same(checkpoints, "thread_id"))
+            statement = statement.where(same(checkpoints, "thread_id"))
         if namespace:
-            statement = statement.where(_same(checkpoints, "checkpoint_ns"))
+            statement = statement.where(same(checkpoints, "checkpoint_ns"))
         if checkpoint:
-            statement = statement.where(_same(checkpoints, "checkpoint_id"))
+            statement = statement.where(same(checkpoints, "checkpoint_id"))
         if before:
             statement = statement.where(c.checkpoint_id < bindparam("before"))
         if metadata:
@@ -242,21 +243,13 @@ class Queries:
 
     def _delete_some(self, table: sa.Table, column: sa.Column[str]) -> sa.Delete:
         return sa.delete(table).where(
-            _same(table, "thread_id", "checkpoint_ns"),
+            same(table, "thread_id", "checkpoint_ns"),
             self.dialect.is_any_of(column, "checkpoint_ids"),
         )
 
 
-_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
-
 # As text, so that one that is damaged does not keep its row from being read.
-_projection = sa.cast(checkpoints.c.metadata, sa.Text).label("metadata")
-
-
-def _same(table: sa.Table, *columns: str) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        *(table.c[name] == bindparam(name, type_=table.c[name].type) for name in columns)
-    )
+PROJECTION: Final = sa.cast(checkpoints.c.metadata, sa.Text).label("metadata")
 
 
 def _cursor(*key: sa.Column[Any]) -> sa.Tuple:
@@ -271,28 +264,17 @@ def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
 def _and_writes(checkpoint: AnySelect) -> sa.CompoundSelect[*tuple[Any, ...]]:
     """One checkpoint, and after it each of its writes, beside NULLs instead of the manifest."""
     one = checkpoint.cte("one")
-    of_write = [column for column in writes.c if column.name not in _KEY]
-    of_checkpoint = [column for column in one.c if column.name not in _KEY]
-    shared = [one.c[name] for name in _KEY]
+    of_write = [column for column in writes.c if column.name not in KEY]
+    of_checkpoint = [column for column in one.c if column.name not in KEY]
+    shared = [one.c[name] for name in KEY]
     return sa.union_all(
         sa.select(*one.c, *(sa.cast(sa.null(), c.type).label(c.name) for c in of_write)),
         sa.select(
             *shared,
             *(sa.cast(sa.null(), c.type).label(c.name) for c in of_checkpoint),
             *of_write,
-        ).join(one, sa.and_(*(writes.c[name] == one.c[name] for name in _KEY))),
+        ).join(one, sa.and_(*(writes.c[name] == one.c[name] for name in KEY))),
     )
-
-
-def any_key(dialect: Dialect, table: sa.FromClause) -> list[sa.ColumnElement[bool]]:
-    """Whether a row is of one of the checkpoints in `keys`.
-
-    Three lists and not one of triples, which SQLite answers by a scan of the table. They may
-    find a few more than asked for: callers look rows up by their whole key.
-    """
-    names = ("thread_ids", "namespaces", "checkpoint_ids")
-    columns = (table.c[name] for name in _KEY)
-    return [dialect.is_any_of(c, name) for c, name in zip(columns, names, strict=True)]
 
 
 def threads_of(tables: Iterable[sa.FromClause], *, cursor: bool) -> AnySelect:
@@ -320,14 +302,6 @@ def threads_of(tables: Iterable[sa.FromClause], *, cursor: bool) -> AnySelect:
 
     any_of_them = sa.union(*(of(*one) for one in enumerate(tables))).subquery()
     return sa.select(any_of_them).order_by(any_of_them.c.thread_id).limit(limit)
-
-
-def keys(triples: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
-    """The parameters of statements about many checkpoints: thread, namespace and id of each."""
-    thread_ids, namespaces, checkpoint_ids = (
-        sorted(set(part)) for part in zip(*triples, strict=True)
-    )
-    return {"thread_ids": thread_ids, "namespaces": namespaces, "checkpoint_ids": checkpoint_ids}
 
 
 @lru_cache

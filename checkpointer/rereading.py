@@ -1,6 +1,5 @@
 """Reads at READ COMMITTED, run again where what they found was changed between their statements."""
 
-from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -9,19 +8,12 @@ from sqlalchemy.sql.base import Executable
 from checkpointer.dialect import Dialect, Work
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import NOTHING, Connection, Parameters
+from checkpointer.predicates import KEY, any_key, keys
 from checkpointer.tables import checkpoints
 
 T = TypeVar("T")
 
-_COLUMNS: Final = (
-    checkpoints.c.thread_id,
-    checkpoints.c.checkpoint_ns,
-    checkpoints.c.checkpoint_id,
-    checkpoints.c.parent_checkpoint_id,
-    checkpoints.c.manifest,
-)
-_LISTS: Final[tuple[str, ...]] = ("threads", "namespaces", "ids")
-_NAMES: Final = {column.name for column in _COLUMNS}
+_NAMES: Final = (*KEY, "parent_checkpoint_id", "manifest")
 
 
 def read_steadily(connection: Connection, dialect: Dialect, work: Work[T]) -> T:
@@ -39,10 +31,10 @@ def read_steadily(connection: Connection, dialect: Dialect, work: Work[T]) -> T:
         try:
             done = work(noting)
         except DamagedDataError:
-            if noting.stands(dialect.is_any_of):
+            if noting.stands(dialect):
                 raise
         else:
-            if noting.stands(dialect.is_any_of):
+            if noting.stands(dialect):
                 return done
 
 
@@ -58,7 +50,7 @@ class _Noting(Connection):
         """All rows of a statement."""
         rows = self._connection.fetch(statement, parameters)
         self._statements += 1
-        if rows and _NAMES.issubset(rows[0]._fields):
+        if rows and set(_NAMES).issubset(rows[0]._fields):
             for row in rows:
                 if row.manifest is not None:  # a write beside its checkpoint has none
                     self._noted.setdefault(_key(row), _state(row))
@@ -68,16 +60,14 @@ class _Noting(Connection):
         """Run a statement that returns nothing."""
         self._connection.execute(statement, *rows)
 
-    def stands(self, is_any_of: Callable[[Any, str], sa.ColumnElement[bool]]) -> bool:
+    def stands(self, dialect: Dialect) -> bool:
         """Whether each checkpoint is as it was; a single statement sees one moment anyway."""
         if self._statements < 2 or not self._noted:  # noqa: PLR2004
             return True
-        named = sa.select(*_COLUMNS).where(
-            *(is_any_of(column, name) for column, name in zip(_COLUMNS, _LISTS, strict=False))
-        )
-        parts = (sorted(set(part)) for part in zip(*self._noted, strict=True))
-        given: Parameters = dict(zip(_LISTS, parts, strict=True))
-        now = {_key(row): _state(row) for row in self._connection.fetch(named, given)}
+        columns = (checkpoints.c[name] for name in _NAMES)
+        named = sa.select(*columns).where(*any_key(dialect, checkpoints))
+        found = self._connection.fetch(named, keys(self._noted))
+        now = {_key(row): _state(row) for row in found}
         return all(now.get(key) == state for key, state in self._noted.items())
 
 

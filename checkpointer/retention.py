@@ -18,8 +18,9 @@ from sqlalchemy import bindparam
 from checkpointer.arrays import AnySelect
 from checkpointer.dialect import Dialect
 from checkpointer.execution import Connection
-from checkpointer.inventory import of_thread, sizes_of
+from checkpointer.inventory import sizes_of
 from checkpointer.planning import Key, Plan, Rule, made_at, plan
+from checkpointer.predicates import same
 from checkpointer.reports import ThreadPrune
 from checkpointer.store import Store, batched
 from checkpointer.surveying import Meaning, chunk_sizes, survey, write_sizes
@@ -264,4 +265,6 @@ def _long(dialect: Dialect) -> AnySelect:
 def _any_checkpoint(dialect: Dialect) -> AnySelect:
     """One checkpoint of a thread whose id is among `ids`."""
     named = dialect.is_any_of(checkpoints.c.checkpoint_id, "ids")
-    return sa.select(checkpoints.c.checkpoint_id).where(of_thread(checkpoints), named).limit(1)
+    return (
+        sa.select(checkpoints.c.checkpoint_id).where(same(checkpoints, "thread_id"), named).limit(1)
+    )

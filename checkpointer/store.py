@@ -16,7 +16,8 @@ from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
 from checkpointer.chunking import DIGEST_SIZE, Cut, Tree, digest_of, split_digests, union
 from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
-from checkpointer.queries import Queries, keys
+from checkpointer.predicates import keys
+from checkpointer.queries import Queries
 from checkpointer.records import (
     Namespace,
     Put,

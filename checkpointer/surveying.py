@@ -13,9 +13,11 @@ from checkpointer.arrays import AnySelect
 from checkpointer.chunking import Tree
 from checkpointer.dialect import Dialect
 from checkpointer.execution import Connection
-from checkpointer.inventory import of_thread, stored_size
+from checkpointer.inventory import length, stored_size
 from checkpointer.manifest import Manifest, Value
 from checkpointer.planning import Key, Node, Rule, made_at
+from checkpointer.predicates import same
+from checkpointer.queries import PROJECTION
 from checkpointer.store import Store
 from checkpointer.tables import checkpoints, chunks, writes
 from checkpointer.threads import manifest_of, metadata_of
@@ -93,16 +95,16 @@ def write_sizes(connection: Connection, thread_id: str) -> dict[Key, tuple[int, 
 
 @cache
 def _checkpoints(dialect: Dialect) -> AnySelect:
-    """All checkpoints of a thread. The projection is text: a damaged one keeps no row back."""
+    """All checkpoints of a thread."""
     c = checkpoints.c
     return sa.select(
         c.checkpoint_ns,
         c.checkpoint_id,
         c.parent_checkpoint_id,
-        sa.cast(c.metadata, sa.Text).label("metadata"),
+        PROJECTION,
         c.manifest,
         stored_size(dialect, checkpoints).label("bytes"),
-    ).where(of_thread(checkpoints))
+    ).where(same(checkpoints, "thread_id"))
 
 
 @cache
@@ -111,7 +113,7 @@ def _holding(dialect: Dialect) -> AnySelect:
     w = writes.c
     written = dialect.is_any_of(w.channel, "channels")
     columns = (w.checkpoint_ns, w.checkpoint_id, w.channel)
-    return sa.select(*columns).where(of_thread(writes), written).distinct()
+    return sa.select(*columns).where(same(writes, "thread_id"), written).distinct()
 
 
 _write_sizes = (
@@ -119,12 +121,12 @@ _write_sizes = (
         writes.c.checkpoint_ns,
         writes.c.checkpoint_id,
         sa.func.count().label("row_count"),
-        sa.func.sum(sa.func.length(writes.c.data, type_=sa.Integer)).label("bytes"),
+        sa.func.sum(length(writes.c.data)).label("bytes"),
     )
-    .where(of_thread(writes))
+    .where(same(writes, "thread_id"))
     .group_by(writes.c.checkpoint_ns, writes.c.checkpoint_id)
 )
 
-_chunk_sizes = sa.select(
-    chunks.c.digest, sa.func.length(chunks.c.data, type_=sa.Integer).label("bytes")
-).where(of_thread(chunks))
+_chunk_sizes = sa.select(chunks.c.digest, length(chunks.c.data).label("bytes")).where(
+    same(chunks, "thread_id")
+)

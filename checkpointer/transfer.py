@@ -32,7 +32,7 @@ from checkpointer.moving import (
     move_queries,
     write_key,
 )
-from checkpointer.queries import keys
+from checkpointer.predicates import keys
 from checkpointer.quoting import quoted
 from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.soundness import ranges

@@ -11,8 +11,8 @@ from checkpointer.arrays import AnySelect
 from checkpointer.chunking import Tree, join
 from checkpointer.execution import Connection
 from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest, decode_projection
+from checkpointer.predicates import keys
 from checkpointer.problems import Problem, ProblemKind, Verification
-from checkpointer.queries import keys
 from checkpointer.quoting import quoted
 from checkpointer.records import StoredWrite
 from checkpointer.soundness import Chunks

@@ -28,6 +28,7 @@ ORDER = (
     "wire",
     "readers",
     "dialect",
+    "predicates",
     "rereading",
     "postgresql",
     "sqlite",
