@@ -1,26 +1,63 @@
-# Everything runs in .venv, which is made on first use and follows pyproject.toml.
+# Everything runs in environments of its own, which are made on first use: .venv, with the versions of
+# constraints.txt, and one for each other interpreter or set of versions.
 # Another interpreter: make test PYTHON=python3.13. Fewer tests: make test ARGS='-k sqlite'.
 
 PYTHON ?= python3
 ARGS ?=
-VENV := .venv
+WITH ?=
+VENV := .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
+UV := .venv-uv/bin/uv
+RUN = $(VENV)/bin/python -m
 # One more than there are processors: many tests wait, for a server that is stopped, or for a disk.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-RUN := $(VENV)/bin/python -m
+PYTEST = $(RUN) pytest -n $(WORKERS) --dist loadgroup --durations=10 --durations-min=1
+# What is true of a part of the tests is not what the gate asks for.
+COVERAGE = $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs bench bench-quick bench-storage soak soak-quick \
-	cli-reference screenshots clean
+.PHONY: help demo test test-long test-oldest test-newest test-pythons test-postgresql-15 lock lint \
+	format docs bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed and forked
 	$(VENV)/bin/python examples/quickstart.py
 
-test: $(VENV)/.test $(VENV)/pgbouncer ## Run all tests on SQLite and on a PostgreSQL of their own, with coverage
-	$(RUN) pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered $(ARGS)
+test: $(VENV)/.test .debian/pgbouncer ## Run the tests on SQLite and on a PostgreSQL of their own, with coverage
+	$(PYTEST) -m 'not long' $(COVERAGE) $(ARGS)
+
+test-long: $(VENV)/.test .debian/pgbouncer ## Run the long part: kills, races, outages, load, Agent Server
+	$(PYTEST) -m long $(ARGS)
+
+# Direct dependencies only: what those depend on is theirs to bound.
+test-oldest: VENV := .venv-oldest
+test-oldest: $(UV) .debian/pgbouncer ## Run the tests with the least version of each dependency
+	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+	$(UV) pip compile --quiet --resolution lowest-direct --no-deps --all-extras pyproject.toml \
+		--python $(VENV) --output-file $(VENV)/constraints.txt
+	$(UV) pip install --quiet --python $(VENV) --constraint $(VENV)/constraints.txt --editable . --group test
+	$(PYTEST) -m 'not long' $(ARGS)
+
+test-newest: VENV := .venv-newest
+test-newest: $(UV) .debian/pgbouncer ## Run the tests with the newest versions; WITH='sqlalchemy<2.1' bounds some
+	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(VENV) --editable . --group test $(foreach one,$(WITH),'$(one)')
+	$(PYTEST) -m 'not long' $(ARGS)
+
+test-pythons: ## Run unit tests, conformance and graphs on each Python that the machine has
+	set -e; for python in $(PYTHON) $$($(PYTHON) tools/pythons.py); do \
+		$(MAKE) test PYTHON=$$python ARGS='-m "(unit or everywhere) and not long"'; \
+	done
+
+test-postgresql-15: $(VENV)/.test .debian/postgresql-15 ## Run conformance, model and graphs on PostgreSQL 15
+	CHECKPOINTER_TEST_POSTGRES_VERSION=15 $(PYTEST) -m everywhere -k postgresql $(ARGS)
+
+lock: $(UV) ## Renew constraints.txt: the newest versions that pyproject.toml allows
+	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
+		--group dev --group lock --no-annotate --custom-compile-command 'make lock' \
+		--output-file constraints.txt pyproject.toml
 
 lint: $(VENV)/.dev ## Check style, format and types
 	$(RUN) ruff check .
@@ -59,22 +96,27 @@ screenshots: $(VENV)/.test ## Draw what the commands print, as docs/screenshots/
 	$(VENV)/bin/python tools/screenshots.py
 
 clean: ## Remove .venv, caches and builds
-	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* \
+	rm -rf .venv* .debian build dist site *.egg-info .coverage .coverage.* \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each dependency group, so that it is installed again only when it may have changed;
 # `dev` holds all of them.
 $(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
-	$(RUN) pip install --quiet --editable . --group $*
+	$(RUN) pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable . --group $*
 	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs))
 
-# PgBouncer from the distribution's packages; where there are none, this says so and goes on.
-$(VENV)/pgbouncer: | $(VENV)/.test
-	$(VENV)/bin/python tests/pgbouncer.py
-
 # Python 3.11 brings a pip that does not know dependency groups yet.
-$(VENV)/.pip:
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --upgrade 'pip>=25.1'
+$(VENV)/.pip: constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) pip install --quiet --constraint constraints.txt pip
 	@touch $@
+
+$(UV): constraints.txt
+	$(PYTHON) -m venv --clear .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --constraint constraints.txt uv
+	@touch $@
+
+# Programs from Debian's packages; where there are none, this says so and goes on.
+.debian/%:
+	$(PYTHON) tests/debian.py $*

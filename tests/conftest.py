@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +18,7 @@ from databases import (
     migrated_template,
     postgres_server,
 )
+from debian import PGBOUNCER
 from hypothesis import settings
 from langchain_core.runnables import RunnableConfig
 
@@ -25,9 +27,32 @@ from checkpointer.engine import SCHEMA_VARIABLE, URL_VARIABLE
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
 
+DATABASES = {"database_kind", "postgres_url", "pgbouncer_url", "sqlite_template"}
+"""The fixtures of which a test that needs a database takes one."""
+
 settings.register_profile("default", max_examples=20, deadline=None)
 settings.register_profile("ci", max_examples=20, deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the unit tests: they use no database."""
+    for item in items:
+        if DATABASES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("unit")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long the tests of each file took, the slowest files first."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.location[0]] += report.duration
+    terminalreporter.section("seconds a file")
+    for file, total in seconds.most_common():
+        if total >= 1:
+            terminalreporter.write_line(f"{total:7.1f} {file}")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +68,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def pgbouncer_url(postgres_url: str) -> Iterator[sa.URL]:
     """The admin URL through a PgBouncer in transaction mode; fails on CI where there is none."""
-    if pgbouncer.program() is None:
+    if PGBOUNCER.find() is None:
         missing = "found no pgbouncer; `make test` fetches it where there are packages of it"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     with pgbouncer.running(sa.make_url(postgres_url)) as url:

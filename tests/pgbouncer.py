@@ -1,15 +1,8 @@
-"""PgBouncer before the tests' PostgreSQL, and where its program comes from.
-
-As a program, it fetches PgBouncer from Debian's or Ubuntu's packages, unless it is installed. It
-unpacks them beside the virtual environment's own programs; it installs nothing into the system, and
-needs no rights.
-"""
+"""PgBouncer before the tests' PostgreSQL."""
 
 import os
-import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +12,7 @@ from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
-
-UNPACKED: Final = Path(sys.prefix) / "pgbouncer"
+from debian import PGBOUNCER
 
 SERVER_CONNECTIONS: Final = 5
 """To each database: few, and another one for each transaction, so that what relies on the state of
@@ -36,16 +28,6 @@ SETTINGS: Final = {
 }
 
 
-def program() -> Path | None:
-    """PgBouncer's program: the installed one, or the one that was unpacked."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-    installed = shutil.which("pgbouncer", path=path)
-    unpacked = UNPACKED / "usr" / "sbin" / "pgbouncer"
-    if installed:
-        return Path(installed)
-    return unpacked if unpacked.exists() else None
-
-
 @contextmanager
 def running(server: sa.URL, **settings: object) -> Iterator[sa.URL]:
     """Run a PgBouncer before a server.
@@ -57,7 +39,7 @@ def running(server: sa.URL, **settings: object) -> Iterator[sa.URL]:
     Yields:
         The same URL, through PgBouncer; any of the server's databases can be named in it.
     """
-    found = program()
+    found = PGBOUNCER.find()
     assert found is not None
     host = str(server.query.get("host", server.host))
     # The path of a unix socket may have about 100 characters.
@@ -85,7 +67,7 @@ def running(server: sa.URL, **settings: object) -> Iterator[sa.URL]:
         )
         with (directory / "log").open("w+") as log:
             process = subprocess.Popen(
-                [found, "--quiet", configuration], env=_environment(found), stdout=log, stderr=log
+                [found, "--quiet", configuration], env=PGBOUNCER.environment(found), stdout=log, stderr=log
             )
             try:
                 _wait_for(reached, process, Path(log.name))
@@ -120,14 +102,6 @@ def through(pooler: sa.URL, url: str | sa.URL) -> sa.URL:
     return reached
 
 
-def _environment(found: Path) -> dict[str, str]:
-    """Where the unpacked program finds its libraries; an installed one knows by itself."""
-    if not found.is_relative_to(UNPACKED):
-        return {**os.environ}
-    libraries = sorted({str(path.parent) for path in UNPACKED.rglob("*.so*")})
-    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
-
-
 def _wait_for(url: sa.URL, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 10
     while True:
@@ -139,58 +113,3 @@ def _wait_for(url: sa.URL, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def fetch(target: Path) -> None:
-    """Unpack PgBouncer and its libraries, with package lists of our own.
-
-    Those of the system may be missing or old, and changing them takes root.
-
-    Raises:
-        OSError: There is no `apt-get`.
-        subprocess.CalledProcessError: The packages could not be fetched.
-    """
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        top = Path(name)
-        for folder in ("state/lists/partial", "cache/archives/partial", "packages", "unpacked"):
-            (top / folder).mkdir(parents=True)
-        options = {
-            "Dir::State": top / "state",
-            "Dir::State::status": "/var/lib/dpkg/status",
-            "Dir::Cache": top / "cache",
-            # As root, apt would download as a user who may not enter this directory.
-            "APT::Sandbox::User": "root",
-        }
-        apt = [f"-o{key}={value}" for key, value in options.items()]
-        # Of several sources, one that fails need not be the one that has the packages.
-        _run("apt-get", *apt, "-qq", "update", check=False)
-        depends = _run("apt-cache", *apt, "depends", "pgbouncer", stdout=subprocess.PIPE).stdout
-        libraries = re.findall(r"Depends: (lib(?!c6\b)\S+)", depends)
-        packages = top / "packages"
-        _run("apt-get", *apt, "-qq", "download", "pgbouncer", *libraries, cwd=packages)
-        for package in packages.glob("*.deb"):
-            _run("dpkg", "-x", package, top / "unpacked")
-        (top / "unpacked").rename(target)
-
-
-def _run(
-    *command: str | Path, check: bool = True, **options: Any
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=check, text=True, **options)
-
-
-def main() -> None:
-    """Fetch PgBouncer if it is not there. Without it, only its own tests cannot run."""
-    if program() is not None:
-        return
-    try:
-        fetch(UNPACKED)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        sys.stderr.write(
-            f"found no pgbouncer and no packages of it ({exc}), expected one of them; its tests "
-            f"are skipped, and fail where CI is set; install pgbouncer to run them\n"
-        )
-
-
-if __name__ == "__main__":
-    main()

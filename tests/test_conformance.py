@@ -16,6 +16,8 @@ from pgbouncer import through
 
 from checkpointer import create_saver
 
+pytestmark = pytest.mark.everywhere
+
 CAPABILITIES = {capability.value for capability in Capability}
 
 WAYS = {

@@ -13,6 +13,8 @@ from scripted import Durability, Graph, Normaliser, Step, agent, asks, delta
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
 
+pytestmark = pytest.mark.everywhere
+
 COPY: RunnableConfig = {"configurable": {"thread_id": "its copy"}}
 
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())

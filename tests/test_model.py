@@ -54,6 +54,8 @@ from model import (
 from checkpointer import AsyncSQLAlchemySaver, PruneReport, RetentionPolicy, create_saver
 from checkpointer.tables import checkpoints, chunks, writes
 
+pytestmark = pytest.mark.everywhere
+
 T = TypeVar("T")
 Work: TypeAlias = Callable[[BaseCheckpointSaver[str]], Awaitable[Any]]
 Operation: TypeAlias = PutCheckpoint | PutWrites | Removal
