@@ -17,7 +17,7 @@ COVERAGE = $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-long test-oldest test-newest test-pythons test-postgresql-15 lock lint \
-	format docs bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
+	format docs dist bench bench-quick bench-storage soak soak-quick cli-reference screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,7 @@ lint: $(VENV)/.dev ## Check style, format and types
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/zizmor --offline --quiet .
 
 format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 	$(RUN) ruff check --fix .
@@ -73,6 +74,11 @@ format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
 docs: $(VENV)/.docs ## Build the documentation into site/; a warning fails
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 	! grep -rEo '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//[^>]*' site --include='*.html'
+
+dist: $(VENV)/.release ## Build the source distribution and the wheel into dist/, and check both
+	rm -rf dist
+	$(RUN) build
+	$(RUN) twine check --strict dist/*
 
 bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
@@ -102,9 +108,9 @@ clean: ## Remove .venv, caches and builds
 
 # One stamp for each dependency group, so that it is installed again only when it may have changed;
 # `dev` holds all of them.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.release $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable . --group $*
-	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs))
+	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs release))
 
 # Python 3.11 brings a pip that does not know dependency groups yet.
 $(VENV)/.pip: constraints.txt

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from pages import PROJECT, ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -88,7 +88,9 @@ def test_each_supported_python_is_tested() -> None:
     classifiers = PROJECT["project"]["classifiers"]
     pythons = [one.rpartition(" ")[2] for one in classifiers if re.search(r":: 3\.\d+$", one)]
     assert workflow("test.yml")["jobs"]["test"]["strategy"]["matrix"]["python"] == pythons
-    assert f"| {', '.join(pythons)} |" in (ROOT / "docs" / "support.md").read_text()
+    support = (ROOT / "docs" / "support.md").read_text()
+    (run,) = re.findall(r"^\| Python \|.*\|(.*)\|$", support, re.MULTILINE)
+    assert re.findall(r"3\.\d+", run) == pythons
 
 
 @pytest.mark.parametrize("page", [*FOR_CONTRIBUTORS, ".github/PULL_REQUEST_TEMPLATE.md"])
