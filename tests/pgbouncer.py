@@ -67,7 +67,10 @@ def running(server: sa.URL, **settings: object) -> Iterator[sa.URL]:
         )
         with (directory / "log").open("w+") as log:
             process = subprocess.Popen(
-                [found, "--quiet", configuration], env=PGBOUNCER.environment(found), stdout=log, stderr=log
+                [found, "--quiet", configuration],
+                env=PGBOUNCER.environment(found),
+                stdout=log,
+                stderr=log,
             )
             try:
                 _wait_for(reached, process, Path(log.name))

@@ -163,6 +163,6 @@ def test_continuous_integration_runs_the_readmes_commands_before_anything_is_ins
     script = (ROOT / ".ci" / "run").read_text()
     commands = re.findall(r"^(?:in_clone|step make) (\S+)", script, re.MULTILINE)
     readme = PAGES["README.md"].read_text()
-    (development,) = re.findall(r"^## Development\n\n```bash\n(.*?)```", readme, re.M | re.S)
+    (development,) = re.findall(r"\n## Development\n\n```bash\n(.*?)```", readme, re.DOTALL)
     assert [f"make {command}" for command in commands[:2]] == development.splitlines()
     assert {"docs", "lint", "test-long", "test-oldest", "test-newest"} <= set(commands)
