@@ -65,8 +65,10 @@ ORDER = (
     "intake",
     "listing",
     "messages",
-    "allowlist",
     "nesting",
+    "calls",
+    "allowlist",
+    "lossless",
     "serde",
     "identifiers",
     "configs",
@@ -112,7 +114,8 @@ ORDER = (
 
 LANGGRAPH = {
     "messages",
-    "allowlist",
+    "calls",
+    "lossless",
     "serde",
     "configs",
     "encoder",
