@@ -213,6 +213,19 @@ def test_only_some_modules_know_langgraph(module: str) -> None:
     assert not known or module in LANGGRAPH
 
 
+@pytest.mark.parametrize("module", INNER)
+def test_only_one_module_imports_private_names_of_langgraph(module: str) -> None:
+    names = [name.split(".") for name in imports(tree_of(module))]
+    private = {
+        name[-1]
+        for name in names
+        if name[0] in {"langgraph", "langchain_core", "ormsgpack", "pydantic"}
+        and any(part.startswith("_") for part in name)
+    }
+    expected = {"_msgpack", "_create_msgpack_ext_hook", "_msgpack_default", "_option"}
+    assert private == (expected if module == "lossless" else set())
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_alembic_is_imported_only_when_there_is_something_to_upgrade(module: str) -> None:
     tree = tree_of(module)

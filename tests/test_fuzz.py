@@ -30,6 +30,8 @@ from checkpointer import (
 from checkpointer.projection import contains, project, project_filter
 from checkpointer.serde import LosslessSerializer
 
+pytestmark = pytest.mark.usefixtures("way")
+
 Saver = AsyncSQLAlchemySaver
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
