@@ -57,9 +57,9 @@ def _in_msgpack(packed: bytes) -> set[Name]:
             if name in names:
                 return
         except (LookupError, TypeError):
-            name = (None,)
+            name = ()
         # A name that would first be computed is none.
-        known = all(isinstance(part, str) for part in name)
+        known = name and all(isinstance(part, str) for part in name)
         names.add(name if known else (f"extension type {code}",))
 
     try:
