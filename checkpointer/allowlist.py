@@ -1,22 +1,13 @@
-"""Which types a strict serializer takes, and what one call of it has refused.
-
-LangGraph's decoder answers a type that it refuses with the bare payload, and neither way does
-ormsgpack let an error of a hook through. So what is refused is noted while a value is packed or
-unpacked, and raised after that, in place of the value.
-"""
+"""Which types a strict serializer takes: LangGraph's safe ones, and the caller's."""
 
 import sys
-from collections.abc import Callable, Container, Iterable
-from contextvars import ContextVar
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Container, Iterable, Sequence
+from importlib import import_module
+from typing import Any, Final, TypeAlias
 
-from langgraph.checkpoint.serde import _msgpack
-
+from checkpointer.calls import Name
 from checkpointer.errors import ConfigurationError, SerializationError
 from checkpointer.quoting import quoted
-
-A = TypeVar("A")
-T = TypeVar("T")
 
 AllowedTypes: TypeAlias = Iterable[type | tuple[str, str]]
 """Classes, and pairs of a module's name and a class's name in it."""
@@ -24,80 +15,87 @@ AllowedTypes: TypeAlias = Iterable[type | tuple[str, str]]
 _EXPECTED: Final = "expected classes and pairs of module and name, such as ('app.models', 'Order')"
 
 
-SAFE: Final = _msgpack.SAFE_MSGPACK_TYPES | {
-    ("builtins", "dict"),
-    ("builtins", "str"),
-    ("builtins", "tuple"),
-}
-"""LangGraph's safe types, and the calls by which surrogates are packed: these pass every allowlist,
-and nobody is warned of them."""
+def langgraphs(attribute: str, known: frozenset[Name]) -> frozenset[Name]:
+    """Return a list that LangGraph keeps under private names, or what is known of it."""
+    try:
+        names = getattr(import_module("langgraph.checkpoint.serde._msgpack"), attribute, None)
+    except ImportError:
+        return known
+    parts = {len(name) for name in known}
+    like_known = isinstance(names, frozenset) and all(
+        isinstance(name, tuple) and {len(name)} == parts and all(isinstance(n, str) for n in name)
+        for name in names
+    )
+    return names if like_known and names else known
+
+
+KNOWN_TYPES: Final[frozenset[Name]] = frozenset(
+    (module, name)
+    for module, *names in map(
+        str.split,
+        """
+        builtins set frozenset
+        collections deque
+        datetime datetime date time timedelta timezone
+        decimal Decimal
+        ipaddress IPv4Address IPv4Interface IPv4Network IPv6Address IPv6Interface IPv6Network
+        langchain_core.documents.base Document
+        langchain_core.messages.ai AIMessage AIMessageChunk
+        langchain_core.messages.base BaseMessage BaseMessageChunk
+        langchain_core.messages.chat ChatMessage ChatMessageChunk
+        langchain_core.messages.function FunctionMessage FunctionMessageChunk
+        langchain_core.messages.human HumanMessage HumanMessageChunk
+        langchain_core.messages.modifier RemoveMessage
+        langchain_core.messages.system SystemMessage SystemMessageChunk
+        langchain_core.messages.tool ToolMessage ToolMessageChunk
+        langgraph.store.base Item GetOp
+        langgraph.types Command Interrupt Overwrite PregelTask Send StateSnapshot TimeoutPolicy
+        pathlib Path PosixPath WindowsPath
+        pathlib._local Path PosixPath WindowsPath
+        re compile
+        uuid UUID
+        zoneinfo ZoneInfo
+        """.strip().splitlines(),
+    )
+    for name in names
+)
+"""LangGraph's safe types as of langgraph-checkpoint 4.3."""
+
+ESCAPES: Final = frozenset({("builtins", "dict"), ("builtins", "str"), ("builtins", "tuple")})
+"""The calls by which surrogates are packed."""
+
+SAFE: Final = ESCAPES | langgraphs("SAFE_MSGPACK_TYPES", KNOWN_TYPES)
+"""LangGraph's safe types, and our escapes: these pass every allowlist, and nobody is warned of
+them."""
+
+METHODS: Final = langgraphs(
+    "SAFE_MSGPACK_METHODS", frozenset({("datetime", "datetime", "fromisoformat")})
+)
+"""Methods of them that are called to load a value."""
 
 MAX_NAMED: Final = 20
 """Refused types that an error names."""
 
-_RESTORED: Final = SAFE | _msgpack.SAFE_MSGPACK_METHODS
+
+def refused(names: Iterable[Name], allowed: Container[Name]) -> list[Name]:
+    """Return those names that are neither allowed nor safe."""
+    return sorted(n for n in names if n not in SAFE and n not in METHODS and n not in allowed)
 
 
-class Watch:
-    """Notes what is refused during one call of a serializer.
-
-    Args:
-        allowed: The names that are allowed besides the safe ones: module and class.
-    """
-
-    def __init__(self, allowed: Container[tuple[str, ...]]) -> None:
-        self._allowed = allowed
-        self._refused: dict[tuple[str, ...], None] = {}
-
-    def check(self, *name: str) -> bool:
-        """Whether a class, or with a third name a method of it, may be called; noted if not."""
-        allowed = name in _RESTORED or name in self._allowed
-        if not allowed:
-            self.refuse(*name)
-        return allowed
-
-    def refuse(self, *name: str) -> None:
-        """Note that something was refused."""
-        self._refused[name] = None
-
-    def raise_refused(self) -> None:
-        """Raise what was noted.
-
-        Raises:
-            SerializationError: Something was.
-        """
-        if self._refused:
-            names = [f"({', '.join(map(quoted, name))})" for name in self._refused]
-            others = f" and {len(names) - MAX_NAMED} others" if len(names) > MAX_NAMED else ""
-            raise SerializationError(
-                f"found {', '.join(names[:MAX_NAMED])}{others}, expected LangGraph's safe types or "
-                f"those of allowed_types; if you trust it, add it: "
-                f"create_saver(allowed_types=[...])"
-            )
-
-
-_under_way: Final[ContextVar[Watch | None]] = ContextVar("checkpointer_watch", default=None)
-
-
-def watch() -> Watch | None:
-    """The watch over the call under way, if a strict serializer makes it."""
-    return _under_way.get()
-
-
-def watched(allowed: Container[tuple[str, ...]], function: Callable[[A], T], argument: A) -> T:
-    """Call a function; what it returns, unless something was refused meanwhile.
+def raise_refused(refused: Sequence[Name]) -> None:
+    """Raise an error that names what is refused, if anything is.
 
     Raises:
-        SerializationError: Something was refused, and is named.
+        SerializationError: Something is.
     """
-    watch = Watch(allowed)
-    token = _under_way.set(watch)
-    try:
-        done = function(argument)
-    finally:
-        _under_way.reset(token)
-    watch.raise_refused()
-    return done
+    if refused:
+        names = [f"({', '.join(map(quoted, name))})" for name in refused]
+        others = f" and {len(names) - MAX_NAMED} others" if len(names) > MAX_NAMED else ""
+        raise SerializationError(
+            f"found {', '.join(names[:MAX_NAMED])}{others}, expected LangGraph's safe types or "
+            f"those of allowed_types; if you trust it, add it: "
+            f"create_saver(allowed_types=[...])"
+        )
 
 
 def names_of(allowed_types: AllowedTypes) -> frozenset[tuple[str, str]]:

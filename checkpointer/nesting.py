@@ -4,11 +4,12 @@ Each object within an object is a MessagePack of its own, for which ormsgpack ta
 frames of the stack. A stored value of 30 KB can so end the process, where the stack ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any, Final, TypeAlias
+from itertools import chain
+from typing import Any, Final, TypeAlias, TypeVar
 
 import ormsgpack
 
@@ -22,7 +23,11 @@ LEVELS_A_THREAD: Final = 8
 MAX_LEVELS: Final = 512
 """Levels that are loaded; with Python's own limit of recursion, none are dumped beyond 400."""
 
+MAX_ON_ONE_STACK: Final = 400, 1024 * LEVELS_A_THREAD
+"""Levels, and lists and dicts in all of them, that a loader of its own takes in a thread."""
+
 Hook: TypeAlias = Callable[[int, bytes], Any]
+T = TypeVar("T")
 
 _unpackb: Final = ormsgpack.unpackb
 _level: Final[ContextVar[int]] = ContextVar("checkpointer_level", default=0)
@@ -49,6 +54,64 @@ def unpackb(packed: bytes, *, ext_hook: Hook, option: int) -> Any:
         _level.reset(token)
 
 
+def load_on_one_stack(packed: bytes, load: Callable[[], T]) -> T:
+    """Load bytes with what does not change threads for what stands within an object.
+
+    Raises:
+        ValueError: They are no MessagePack, or nested so deeply that it might overrun its stack.
+    """
+    levels, deepest = _measure(packed)
+    if levels <= LEVELS_A_THREAD:
+        return load()
+    if levels > MAX_ON_ONE_STACK[0] or levels * deepest > MAX_ON_ONE_STACK[1]:
+        raise ValueError(
+            f"found objects nested in {levels} levels of up to {deepest} lists and dicts, expected "
+            f"at most {MAX_ON_ONE_STACK[0]} levels, and {MAX_ON_ONE_STACK[1]} of these in them"
+        )
+    try:
+        loaded: T = _in_a_thread(partial(load))  # which has Python's whole limit of recursion, too
+        return loaded
+    finally:
+        raise_if_stopped()
+
+
+def _measure(packed: bytes) -> tuple[int, int]:
+    """Return the levels of objects and, if they take a thread, the most containers in one."""
+    level = levels = deepest = 0
+
+    def look(parts: Any) -> None:
+        nonlocal deepest
+        if levels > LEVELS_A_THREAD:
+            deepest = max(deepest, _depth(parts))
+
+    def hook(_code: int, data: bytes) -> None:
+        nonlocal level, levels
+        level += 1
+        levels = max(levels, level)
+        look(unpackb(data, ext_hook=hook, option=ormsgpack.OPT_NON_STR_KEYS))
+        level -= 1
+
+    try:
+        look(_unpackb(packed, ext_hook=hook, option=ormsgpack.OPT_NON_STR_KEYS))
+    finally:
+        raise_if_stopped()
+    return levels, deepest
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and dicts stand within each other, keys included."""
+    depth, layer = 1, [value]
+    while layer := [part for one in layer for part in _parts(one)]:
+        depth += 1
+    return depth
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return chain(value, value.values())
+    return value if isinstance(value, list | tuple) else ()
+
+
 def raise_if_stopped() -> None:
     """Raise if something was left out since this was called the last time.
 
@@ -67,10 +130,11 @@ def _in_a_thread(work: partial[Any]) -> Any:
             future = threads.submit(context.run, work)
         except RuntimeError:  # the system has no more of them
             return _stop()
-        found = future.result()
-    if context.get(_stopped):
-        _stop()
-    return found
+        try:
+            return future.result()
+        finally:
+            if context.get(_stopped):
+                _stop()
 
 
 def _stop() -> None:

@@ -23,6 +23,7 @@ from hypothesis import settings
 from langchain_core.runnables import RunnableConfig
 
 import checkpointer
+from checkpointer import serde
 from checkpointer.engine import SCHEMA_VARIABLE, URL_VARIABLE
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
@@ -185,3 +186,13 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module", params=["private", "public"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a module's tests with LangGraph's private names, and again without them."""
+    assert serde.private_way() is not None, "the private names are not what is expected"
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "public":
+            patch.setattr(serde, "private_way", lambda: None)
+        yield request.param

@@ -65,8 +65,10 @@ ORDER = (
     "intake",
     "listing",
     "messages",
-    "allowlist",
     "nesting",
+    "calls",
+    "allowlist",
+    "lossless",
     "serde",
     "identifiers",
     "configs",
@@ -112,7 +114,8 @@ ORDER = (
 
 LANGGRAPH = {
     "messages",
-    "allowlist",
+    "calls",
+    "lossless",
     "serde",
     "configs",
     "encoder",
@@ -208,6 +211,19 @@ def test_imports_go_downward_only(module: str) -> None:
 def test_only_some_modules_know_langgraph(module: str) -> None:
     known = others(module) & {"langgraph", "langchain", "langchain_core"}
     assert not known or module in LANGGRAPH
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_only_one_module_imports_private_names_of_langgraph(module: str) -> None:
+    names = [name.split(".") for name in imports(tree_of(module))]
+    private = {
+        name[-1]
+        for name in names
+        if name[0] in {"langgraph", "langchain_core", "ormsgpack", "pydantic"}
+        and any(part.startswith("_") for part in name)
+    }
+    expected = {"_msgpack", "_create_msgpack_ext_hook", "_msgpack_default", "_option"}
+    assert private == (expected if module == "lossless" else set())
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -357,6 +357,7 @@ UNLOADABLE: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.usefixtures("way")
 async def test_values_that_cannot_be_loaded_are_named(
     stored: Stored, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from schemas import query
 from storing import TABLES, batches, config, put, statements
+from ways import lossless_only
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -20,6 +21,8 @@ from checkpointer import (
     create_saver,
     tables,
 )
+
+pytestmark = pytest.mark.usefixtures("way")
 
 THREAD = config()
 MARK = "a value that nobody may read"
@@ -98,6 +101,7 @@ async def test_a_serde_of_the_old_protocol_is_honoured(migrated_url: str) -> Non
         assert found.pending_writes == [("a task", "set", {1, 2})]
 
 
+@lossless_only
 async def test_the_pickle_fallback_is_honoured(migrated_url: str) -> None:
     async with create_saver(migrated_url, serde=LosslessSerializer(pickle_fallback=True)) as saver:
         await put(saver, THREAD, "1", numbers=range(7), broken="\udc80")
@@ -118,6 +122,7 @@ async def test_another_serde_than_the_one_that_stored_a_value_is_refused(
         assert await other.aget_tuple(config("another")) is not None
 
 
+@lossless_only
 async def test_a_conversation_comes_back_whole_and_in_order(migrated_url: str) -> None:
     call = {"name": "f", "args": {"x": [1, None]}, "id": "1"}
     conversation = [
@@ -177,6 +182,7 @@ async def test_nothing_of_an_encrypted_value_can_be_read_in_the_tables(migrated_
     }
 
 
+@lossless_only
 async def test_encrypted_values_come_back(migrated_url: str) -> None:
     async with create_saver(migrated_url, serde=encrypted()) as saver:
         await put_secrets(saver)
