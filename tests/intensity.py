@@ -1,7 +1,7 @@
 """How long the tests run that show more the longer they run: kills, races, load.
 
-Full with `CHECKPOINTER_TEST_FULL=1`, which takes most of an hour on two cores; short otherwise, so
-that `make test` stays quick.
+Full with `CHECKPOINTER_TEST_FULL=1 make test-long`, which takes most of an hour on two cores; short
+otherwise.
 """
 
 import os

@@ -22,7 +22,7 @@ from checkpointer.engine import URL_VARIABLE
 EXAMPLE = Path(__file__).parent.parent / "examples" / "agent_server"
 SECONDS = 60
 
-pytestmark = pytest.mark.xdist_group("agent server")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("agent server")]
 
 
 class AgentServer:

@@ -36,7 +36,7 @@ Work = Coroutine[Any, Any, object]
 
 THREAD = config()
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 
 FROM_OUTSIDE = (Way.AT_ONCE, Way.WHEN_DONE, Way.ON_AND_ON)
 FROM_INSIDE = (Way.AT_ONCE, Way.WHEN_DONE, Way.NEVER_BEGUN)

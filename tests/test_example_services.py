@@ -159,6 +159,8 @@ SEND = """
 import celery_over_files
 from celery_tasks import answer
 
+pytestmark = pytest.mark.long
+
 for number in range(12):
     answer.apply_async((f"thread {number % 3}", "hi"), ignore_result=True)
 """

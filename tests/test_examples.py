@@ -142,6 +142,7 @@ def test_a_sync_script_remembers_what_earlier_runs_were_given(
     )
 
 
+@pytest.mark.long
 def test_the_storage_benchmark_measures_every_saver(postgres_url: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
 

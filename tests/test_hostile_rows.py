@@ -454,6 +454,7 @@ def test_any_tree_is_refused_or_is_what_it_says(program: bytes) -> None:
     fuzz_manifest.check_tree(program)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no wheel for this system")
 def test_atheris_finds_no_bytes_that_are_read_otherwise(tmp_path: Path) -> None:
     inputs = tmp_path / "inputs"

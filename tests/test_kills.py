@@ -31,6 +31,8 @@ from storing import config
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver, schema
 
+pytestmark = pytest.mark.long
+
 KILLS_A_DATABASE = 5
 """Then the next process begins with an empty database, and may be killed while it migrates it."""
 

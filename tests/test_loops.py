@@ -37,7 +37,7 @@ Saver = AsyncSQLAlchemySaver
 LIMIT = 60
 """Seconds after which a test that waits has failed."""
 
-pytestmark = pytest.mark.timeout(LIMIT)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT)]
 
 logging_nothing = pytest.mark.usefixtures("nothing_logged")
 

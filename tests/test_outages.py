@@ -32,7 +32,7 @@ THREAD = config()
 AGENTS = 50
 DRIVERS = ["asyncpg", "psycopg"]
 
-pytestmark = pytest.mark.xdist_group("outages")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("outages")]
 
 
 @pytest.fixture(scope="module")

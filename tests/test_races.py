@@ -34,6 +34,8 @@ from storing import LARGE, Statement, checkpoint, config, put, statements
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
 
+pytestmark = pytest.mark.long
+
 LEAD = 1.5
 """Seconds in which the processes start, before the race does."""
 

@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 from checkpointer import AsyncSQLAlchemySaver
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 SMALL = ["--quick", "--seconds=2.5", "--threads=24", "--agents=8", "--think=0.02"]

@@ -472,6 +472,7 @@ async def test_a_source_without_rows_and_a_closed_saver(
 KILLS = 4
 
 
+@pytest.mark.long
 @on_each_database
 async def test_a_copy_that_is_killed_leaves_whole_threads_and_is_gone_on_with(
     saver: Saver, target_url: str

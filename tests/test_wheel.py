@@ -15,7 +15,7 @@ from checkpointer.tables import metadata
 
 CHECKOUT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("wheel")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("wheel")]
 
 Run = Callable[..., tuple[int, str, str]]
 
