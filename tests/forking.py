@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import time
+import warnings
 from threading import Event, Thread
 
 import sqlalchemy as sa
@@ -68,7 +69,10 @@ def main(url: str) -> None:
     thread.start()
     for number in range(FORKS):
         count = len(stored)
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Since Python 3.12, a fork of a process with threads gets this warning.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             child(url, f"child {number}")
             # All that the fork has inherited goes: the saver, its loop, its connections.

@@ -1,6 +1,7 @@
 """Things done to threads of real graphs, and all that they leave behind, to be compared."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,15 @@ def nth(history: Sequence[StateSnapshot], back: int) -> RunnableConfig:
     return history[max(0, min(back, len(history) - 2))].config
 
 
+def own(given: Any) -> Any:
+    """Return a copy of what a step gives, for one run alone.
+
+    LangGraph gives a message its id in place: a second run on the same objects would put what has
+    the ids of the first.
+    """
+    return deepcopy(given)
+
+
 async def play(
     graph: Graph, steps: Iterable[Step], durability: Durability, thread: RunnableConfig = THREAD
 ) -> list[Any]:
@@ -143,12 +153,12 @@ async def play(
         if step.back:
             config = nth([state async for state in graph.aget_state_history(thread)], step.back)
         if step.update is not None or step.as_node:
-            await graph.aupdate_state(config, step.update, step.as_node)
+            await graph.aupdate_state(config, own(step.update), step.as_node)
             continue
         configurable = {**config.get("configurable", {}), **step.configurable}
         settings: RunnableConfig = {"configurable": configurable}
         try:
-            outputs.append(await graph.ainvoke(step.give, settings, durability=durability))
+            outputs.append(await graph.ainvoke(own(step.give), settings, durability=durability))
         except PlannedError as exc:
             outputs.append(repr(exc))
     return outputs

@@ -8,7 +8,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Overwrite
-from scenarios import SCENARIOS, THREAD, Scenario, expected_of, left_behind, nth, play, stored
+from scenarios import SCENARIOS, THREAD, Scenario, expected_of, left_behind, nth, own, play, stored
 from scripted import Durability, Graph, Normaliser, Step, agent, asks, delta
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
@@ -132,6 +132,19 @@ async def test_a_copied_thread_goes_on_like_its_original(
     assert await left_behind(graph, []) == untouched
 
 
+def with_ids(given: Any) -> Any:
+    """Return input of its own for a sync run, with an id for each message.
+
+    Without one, a message is given its id in place by the run, while a thread puts the message:
+    which comes first is luck, on every saver.
+    """
+    given = own(given)
+    if isinstance(given, dict):
+        for message in given.get("messages", []):
+            message.id = message.text
+    return given
+
+
 def play_sync(graph: Graph, steps: Iterable[Step]) -> Any:
     """As `play` and `left_behind`, with the sync methods alone."""
     outputs = []
@@ -140,10 +153,10 @@ def play_sync(graph: Graph, steps: Iterable[Step]) -> Any:
         if step.back:
             config = nth(list(graph.get_state_history(THREAD)), step.back)
         if step.update is not None or step.as_node:
-            graph.update_state(config, step.update, step.as_node)
+            graph.update_state(config, own(step.update), step.as_node)
         else:
             # Otherwise puts run in threads, beside the run that still changes what they put.
-            outputs.append(graph.invoke(step.give, config, durability="sync"))
+            outputs.append(graph.invoke(with_ids(step.give), config, durability="sync"))
     saver = graph.checkpointer
     assert isinstance(saver, BaseCheckpointSaver)
     normalise = Normaliser()
