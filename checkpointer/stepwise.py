@@ -5,10 +5,10 @@ public names alone.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -38,8 +38,8 @@ _shared: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, Locks]()
 class Caller:
     """Who waits for statements that must not be cut off.
 
-    SQLAlchemy closes a connection whose statement is cancelled. An in-memory database would be
-    lost, and on a file the thread would still work.
+    SQLAlchemy closes a connection whose statement is cancelled, while the thread still works there.
+    An in-memory database would be lost with it.
     """
 
     def __init__(self) -> None:
@@ -55,18 +55,48 @@ class Caller:
             raise asyncio.CancelledError
 
     async def wait(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Run steps, between which `check` is called; when cancelled, wait for their end."""
-        task = asyncio.create_task(steps)
+        """Run steps to their end, which come to it by `check` when the caller is cancelled.
+
+        No other timeout may run inside of them: it would not be heard.
+
+        Raises:
+            asyncio.CancelledError: The caller was cancelled meanwhile.
+        """
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._gone = True
-            while not task.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # or asyncio would log that nobody has asked for it
+            done = await _Uncut(steps, self.leave)
+        except BaseException:
+            self.check()
             raise
+        self.check()
+        return done
+
+    def leave(self) -> None:
+        """Note that the caller was cancelled."""
+        self._gone = True
+
+
+class _Uncut(Generic[T]):
+    """Awaits steps in the caller's own task, whose cancellation they do not see.
+
+    In a task of their own, a closing loop would cancel them all the same.
+    """
+
+    def __init__(self, steps: Coroutine[Any, Any, T], cancelled: Callable[[], None]) -> None:
+        self._steps = steps
+        self._cancelled = cancelled
+
+    def __await__(self) -> Generator[Any, None, T]:
+        while True:
+            try:
+                awaited: asyncio.Future[Any] | None = self._steps.send(None)
+            except StopIteration as end:
+                done: T = end.value
+                return done
+            while awaited is not None and not awaited.done():
+                try:
+                    yield from asyncio.wait([awaited]).__await__()
+                except asyncio.CancelledError:
+                    self._cancelled()
 
 
 class StepConnection(CoreConnection):
@@ -132,15 +162,14 @@ async def run_stepwise(engine: AsyncEngine, work: Callable[[StepConnection], T],
     def work_on_core(core: sa.Connection) -> T:
         return work(StepConnection(core, caller, schema_of(engine.sync_engine)))
 
-    return await caller.wait(_transact(engine, work_on_core, begin, caller))
+    return await _transact(engine, work_on_core, begin, caller)
 
 
 async def run_core_stepwise(
     engine: AsyncEngine, work: Callable[[sa.Connection], T], begin: str
 ) -> T:
     """Run work in one transaction on SQLAlchemy's own connection, as Alembic needs one."""
-    caller = Caller()
-    return await caller.wait(_transact(engine, work, begin, caller))
+    return await _transact(engine, work, begin, Caller())
 
 
 async def join_stepwise(
@@ -148,12 +177,8 @@ async def join_stepwise(
 ) -> T:
     """Run something on an application's connection, which nobody may cut off."""
     caller = Caller()
-
-    async def joined() -> T:
-        async with _turn(connection.engine.pool):
-            return await connection.run_sync(join, caller)
-
-    return await caller.wait(joined())
+    async with _turn(connection.engine.pool):
+        return await caller.wait(connection.run_sync(join, caller))
 
 
 async def _transact(
@@ -161,8 +186,12 @@ async def _transact(
 ) -> T:
     check_not_inherited(engine.url.database)
     within = partial(_within, work=work, begin=begin, caller=caller)
-    async with _turn(engine.pool), engine.connect() as connection:
-        return await connection.run_sync(within)
+    async with _turn(engine.pool):
+        connection = await engine.connect()
+        try:
+            return await caller.wait(connection.run_sync(within))
+        finally:
+            await caller.wait(connection.close())
 
 
 def _turn(pool: Pool) -> AbstractAsyncContextManager[object]:
