@@ -2,7 +2,8 @@
 
 import sqlite3
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from threading import get_ident
 from typing import Any, Final, cast
 
@@ -90,6 +91,25 @@ async def _takes_functions(driver: Any, cursor: Any) -> bool:
 def _note_thread(threads: list[int]) -> int:
     threads.append(get_ident())
     return threads[-1]
+
+
+def give_back(pooled: PoolProxiedConnection) -> None:
+    """Give a connection back to its pool, on which no transaction of ours is open any more.
+
+    A reset would be one more hop; and one more that can be cancelled, which SQLAlchemy logs as an
+    error. It has no public way to leave that out for one connection.
+    """
+    if skips_reset(cast("Any", type(pooled))):
+        cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
+    else:
+        pooled.close()
+
+
+@cache
+def skips_reset(kind: type) -> bool:
+    """Whether connections of a pool can be given back without a reset."""
+    close = getattr(kind, "_close_special", None)
+    return callable(close) and "transaction_reset" in signature(close).parameters
 
 
 def any_text(data: bytes) -> str:

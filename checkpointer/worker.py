@@ -10,8 +10,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, partial
-from inspect import signature
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
@@ -29,7 +28,7 @@ from checkpointer.execution import (
 )
 from checkpointer.owners import check_not_inherited
 from checkpointer.stepwise import run_core_stepwise, run_stepwise
-from checkpointer.underlying import any_text, no_key, reads_damaged, underlying
+from checkpointer.underlying import any_text, give_back, no_key, reads_damaged, underlying
 
 T = TypeVar("T")
 
@@ -214,18 +213,7 @@ def _hop(engine: sa.Engine, transact: Transact[T]) -> tuple[T] | None:
             return None
         return (run_in_thread(pooled, engine, transact, schema_of(engine)),)
     finally:
-        # None of our transactions is open any more. A reset would be one more hop; and one more
-        # that can be cancelled, which SQLAlchemy logs as an error.
-        if _skips_reset(cast("Any", type(pooled))):
-            cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
-        else:
-            pooled.close()
-
-
-@cache
-def _skips_reset(kind: type) -> bool:
-    close = getattr(kind, "_close_special", None)
-    return callable(close) and "transaction_reset" in signature(close).parameters
+        give_back(pooled)
 
 
 def run_in_thread(
