@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy import util
 from sqlalchemy.sql.base import Executable
 
 from checkpointer.errors import DatabaseError
@@ -19,7 +20,7 @@ Parameters: TypeAlias = Mapping[str, Any]
 
 NOTHING: Final[Parameters] = {}
 
-greenlet_spawn: Final[Any] = getattr(sa.util, "greenlet_spawn", None)
+greenlet_spawn: Final[Any] = getattr(util, "greenlet_spawn", None)
 """Runs a function that waits for a driver by `run_async`. SQLAlchemy does not document it; without
 it, all work runs through `AsyncConnection.run_sync`."""
 

@@ -405,7 +405,9 @@ async def test_an_attached_file_of_sqlite_is_reached_by_an_engines_own_map(
 
     @event.listens_for(engine.sync_engine, "connect")
     def attach(connection: Any, record: object) -> None:
-        connection.execute(f"ATTACH '{attached}' AS more").close()
+        cursor = connection.cursor()
+        cursor.execute(f"ATTACH '{attached}' AS more")
+        cursor.close()
 
     mapped = engine.execution_options(schema_translate_map={None: "more"})
     async with create_saver(mapped) as saver, create_saver(engine) as plain:
