@@ -1,6 +1,7 @@
 """Private names of other packages: where one is missing or does otherwise, a public way works."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -126,6 +127,20 @@ class TestOneConnectionForAll:
             await put(saver, THREAD, "2")
             assert await connection.scalar(sa.text("SELECT a FROM mine")) == 1
         await engine.dispose()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the driver has no such modes")
+@pytest.mark.parametrize("database_kind", ["stepwise"], indirect=True)
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_a_mode_of_the_drivers(
+    new_migrated_url: Callable[[], str], *, autocommit: bool
+) -> None:
+    url, other = new_migrated_url(), new_migrated_url()
+    engine = create_async_engine(url, connect_args={"autocommit": autocommit})
+    async with create_saver(engine) as saver, create_saver(other) as usual:
+        assert await operate(saver) == await operate(usual)
+    await engine.dispose()
+    assert stored_rows(url) == stored_rows(other)
 
 
 @on_sqlite
