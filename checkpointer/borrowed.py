@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -141,7 +141,7 @@ class BorrowedDatabase(Database):
         """The application's connection; a session may have another one after each commit."""
         source = self._source
         connection = await source.connection() if isinstance(source, AsyncSession) else source
-        if cast("Any", connection.sync_connection)._is_autocommit_isolation():  # noqa: SLF001
+        if _is_in_autocommit(cast("sa.Connection", connection.sync_connection)):
             raise UsageError(
                 "found a connection in AUTOCOMMIT, which commits each statement by itself, "
                 "expected one with transactions; give it another isolation_level"
@@ -214,6 +214,18 @@ class BorrowedBackend(Backend):
         return f"; on this connection, current_schema() is {found!r}"
 
 
+def _is_in_autocommit(core: sa.Connection) -> bool:
+    """Whether each statement is a transaction of its own, as far as SQLAlchemy tells."""
+    known: Callable[[], bool] | None = getattr(core, "_is_autocommit_isolation", None)
+    if known is not None:
+        return known()
+    # The public way. An engine that was made with that level shows it only by its driver.
+    return (
+        core.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        or getattr(core.connection.dbapi_connection, "autocommit", None) is True
+    )
+
+
 def _lock_of(owner: object) -> asyncio.Lock:
     return _locks.setdefault(owner, asyncio.Lock())
 
@@ -250,8 +262,9 @@ def _engine_of(source: object) -> AsyncEngine:
 
 
 def _engine_of_session(session: AsyncSession) -> AsyncEngine:
-    if isinstance(session.bind, AsyncEngine):
-        return session.bind
+    bind = getattr(session, "bind", None)  # SQLAlchemy 2.0 sets none where none was given
+    if isinstance(bind, AsyncEngine):
+        return bind
     try:
         bound = session.get_bind()
     except sa_exc.UnboundExecutionError as exc:
@@ -259,5 +272,4 @@ def _engine_of_session(session: AsyncSession) -> AsyncEngine:
             "found a session that is bound to no engine of its own, expected one; pass "
             "`await session.connection(bind_arguments=...)` instead"
         ) from exc
-    # The one that the application has, if it has kept it.
-    return AsyncEngine._retrieve_proxy_for_target(bound.engine)  # noqa: SLF001
+    return AsyncEngine(bound.engine)

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import Pool, QueuePool
 
 from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
@@ -17,6 +17,7 @@ from checkpointer.execution import schema_of
 from checkpointer.faults import needs_new_connections, translated
 from checkpointer.figures import Telemetry, current
 from checkpointer.limits import TIMEOUT
+from checkpointer.renewal import renew
 from checkpointer.retrying import Retrying
 
 T = TypeVar("T")
@@ -55,11 +56,8 @@ class Database:
         self.owned = owned
         self.dialect = dialect_of(engine, timeout=timeout)
         self._where = shown(engine.url)
-        pool = cast("Any", engine.sync_engine.pool)
-        bounded = isinstance(pool, QueuePool) and pool._max_overflow >= 0  # noqa: SLF001
-        fair = bounded and self.dialect.locks_rows
-        connections = pool.size() + pool._max_overflow if fair else 0  # noqa: SLF001
-        self._turns = asyncio.Semaphore(connections) if fair else None
+        connections = _bound(engine.pool) if self.dialect.locks_rows else None
+        self._turns = None if connections is None else asyncio.Semaphore(connections)
         self._retrying = Retrying(self._where, patience)
         self._disposing: asyncio.Task[None] | None = None
 
@@ -155,7 +153,7 @@ class Database:
         except (sa_exc.SQLAlchemyError, OSError) as exc:
             error = translated(exc, self._where)
             if needs_new_connections(exc):
-                self._renew_connections()
+                renew(self.engine.pool)
             raise error from exc
 
     @asynccontextmanager
@@ -180,11 +178,13 @@ class Database:
         finally:
             self._turns.release()
 
-    def _renew_connections(self) -> None:
-        """Replace what the pool has, at the next checkout: it is from before, perhaps half open.
 
-        SQLAlchemy, too, does so when it finds one connection lost.
-        """
-        pool = self.engine.sync_engine.pool
-        if not isinstance(pool, StaticPool):  # its only one may be the database itself
-            cast("Any", pool)._invalidate(None)  # noqa: SLF001
+def _bound(pool: Pool) -> int | None:
+    """How many connections a pool has at most; `None` if that is not known: it keeps order itself.
+
+    SQLAlchemy has no public name for the connections beyond the pool's size.
+    """
+    overflow: object = getattr(pool, "_max_overflow", None)
+    if not isinstance(pool, QueuePool) or not isinstance(overflow, int) or overflow < 0:
+        return None
+    return pool.size() + overflow

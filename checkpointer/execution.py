@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy import util
 from sqlalchemy.sql.base import Executable
 
 from checkpointer.errors import DatabaseError
-from checkpointer.limits import Limit
 
 Processor: TypeAlias = Callable[[Any], Any]
 Parameters: TypeAlias = Mapping[str, Any]
 
 NOTHING: Final[Parameters] = {}
+
+greenlet_spawn: Final[Any] = getattr(util, "greenlet_spawn", None)
+"""Runs a function that waits for a driver by `run_async`. SQLAlchemy does not document it; without
+it, all work runs through `AsyncConnection.run_sync`."""
 
 SCHEMA_MAP: Final = "schema_translate_map"
 """SQLAlchemy's execution option by which an engine's tables stand in a schema."""
@@ -60,26 +64,31 @@ class CoreConnection(Connection):
 
     Args:
         connection: The connection. Its options stay as they are.
-        limit: How long to wait for each answer.
+        answered: Called after each answer.
         schema: Where the tables stand, whatever the connection's own options say.
     """
 
-    def __init__(self, connection: sa.Connection, limit: Limit, schema: str | None = None) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        answered: Callable[[], None],
+        schema: str | None = None,
+    ) -> None:
         self._connection = connection
-        self._limit = limit
+        self._answered = answered
         self._options = {SCHEMA_MAP: schema_map(schema)}
 
     def fetch(self, statement: Executable, parameters: Parameters = NOTHING) -> Sequence[Any]:
         """All rows of a statement."""
         result = self._connection.execute(statement, parameters, execution_options=self._options)
         rows = result.all()
-        self._limit.extend()
+        self._answered()
         return rows
 
     def execute(self, statement: Executable, *rows: Parameters) -> None:
         """Run a statement once for each row of parameters."""
         self._connection.execute(statement, rows, execution_options=self._options)
-        self._limit.extend()
+        self._answered()
 
 
 def not_free(connection: str) -> DatabaseError:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy.util import await_only
+from sqlalchemy.engine import AdaptedConnection
 
 from checkpointer.errors import ConfigurationError
 from checkpointer.limits import TIMEOUT
@@ -33,13 +33,16 @@ _pooled: Final = WeakKeyDictionary[Any, bool]()
 """What is known of connections of asyncpg."""
 
 
-def is_pooled(driver: Any) -> bool:
+def is_pooled(adapted: AdaptedConnection) -> bool:
     """Whether a pooler stands between a connection of asyncpg and the server.
 
     Asked once a connection; within a greenlet, as work on a connection is.
+
+    Args:
+        adapted: SQLAlchemy's connection round it.
     """
-    pooled = _pooled.get(driver)
-    return await_only(_ask_asyncpg(driver)) if pooled is None else pooled
+    pooled = _pooled.get(adapted.driver_connection)
+    return adapted.run_async(_ask_asyncpg) if pooled is None else pooled
 
 
 def connect_args(url: sa.URL) -> dict[str, Any]:

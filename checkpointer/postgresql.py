@@ -18,7 +18,7 @@ from checkpointer.execution import CoreConnection, schema_of
 from checkpointer.limits import Limit
 from checkpointer.quoting import quoted
 from checkpointer.rereading import read_steadily
-from checkpointer.wire import DRIVER, close_in_time, is_watched, run_on_wire, wrapping_errors
+from checkpointer.wire import DRIVER, close_in_time, is_usable, run_on_wire, wrapping_errors
 
 T = TypeVar("T")
 
@@ -95,11 +95,11 @@ class PostgreSQL(Dialect):
         """Run work in a transaction of that level, or without one each statement in its own."""
         async with Limit(self.timeout) as limit:
             limit.extend(_CHECKOUT)
-            if engine.driver == DRIVER and not is_watched(engine.sync_engine):
+            if is_usable(engine.sync_engine):
                 return await run_on_wire(engine.sync_engine, work, limit, level)
 
             def work_on_core(core: sa.Connection) -> T:
-                return work(CoreConnection(core, limit, schema_of(engine.sync_engine)))
+                return work(CoreConnection(core, limit.extend, schema_of(engine.sync_engine)))
 
             return await self._run_core(engine, work_on_core, level, limit)
 
@@ -129,7 +129,7 @@ class PostgreSQL(Dialect):
         """
 
         def work_on_core(core: sa.Connection) -> T:
-            joined = CoreConnection(core, limit, schema)
+            joined = CoreConnection(core, limit.extend, schema)
             with core.begin_nested():
                 return work(joined) if writes else read_steadily(joined, self, work)
 

@@ -11,13 +11,14 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import Pool, QueuePool
 
-from checkpointer.worker import READ, Hops, WorkerConnection, run_in_worker
+from checkpointer.execution import Connection
+from checkpointer.worker import READ, Hops, run_in_worker
 
 T = TypeVar("T")
-Work = Callable[[WorkerConnection], Any]
+Work = Callable[[Connection], Any]
 Waiting = tuple[Work, "asyncio.Future[Any]"]
 
 READERS: Final = 2
@@ -40,7 +41,7 @@ class Readers:
         self._alone = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def read(self, engine: sa.Engine, work: Callable[[WorkerConnection], T]) -> T:
+    async def read(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
         """Run work that only reads, at once if few others are under way.
 
         Raises:
@@ -66,7 +67,7 @@ class Readers:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _start(self, engine: sa.Engine) -> None:
+    def _start(self, engine: AsyncEngine) -> None:
         while self._alone + len(self._tasks) < READERS and (batch := self._take()):
             # In a context of its own: it works for all callers, not for the one that came first.
             task = asyncio.create_task(self._share(engine, batch), context=Context())
@@ -75,7 +76,7 @@ class Readers:
             task.add_done_callback(partial(self._ended, engine, batch))
 
     def _ended(
-        self, engine: sa.Engine, batch: Sequence[Waiting], task: "asyncio.Task[None]"
+        self, engine: AsyncEngine, batch: Sequence[Waiting], task: "asyncio.Task[None]"
     ) -> None:
         self._tasks.discard(task)
         # Some are left only where the task itself was cancelled, as a closing loop does.
@@ -92,8 +93,8 @@ class Readers:
                 batch.append((work, future))
         return batch
 
-    async def _share(self, engine: sa.Engine, wanted: Sequence[Waiting]) -> None:
-        def all_of(connection: WorkerConnection) -> list[Callable[[], None]]:
+    async def _share(self, engine: AsyncEngine, wanted: Sequence[Waiting]) -> None:
+        def all_of(connection: Connection) -> list[Callable[[], None]]:
             return [_outcome(connection, work, future) for work, future in wanted]
 
         try:
@@ -109,7 +110,7 @@ def _has_idle(pool: Pool) -> bool:
 
 
 def _outcome(
-    connection: WorkerConnection, work: Work, future: "asyncio.Future[Any]"
+    connection: Connection, work: Work, future: "asyncio.Future[Any]"
 ) -> Callable[[], None]:
     """Run work, and return what tells its caller, for the event loop's thread."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import PurePath
+from threading import Thread
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from checkpointer.dialect import CoreWork, Dialect, Work
-from checkpointer.joining import join_in_worker
+from checkpointer.joining import join
 from checkpointer.limits import TIMEOUT
 from checkpointer.readers import Readers
 from checkpointer.worker import READ, WRITE, Hops, run_core_in_worker, run_in_worker
@@ -67,11 +68,11 @@ class SQLite(Dialect):
 
     async def read(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work that only reads, in one deferred transaction: one snapshot."""
-        return await self._readers.read(engine.sync_engine, work)
+        return await self._readers.read(engine, work)
 
     async def read_snapshot(self, engine: AsyncEngine, work: Work[T]) -> T:
         """The same, in a transaction of its own."""
-        return await self._hops.run(run_in_worker(engine.sync_engine, work, READ))
+        return await self._hops.run(run_in_worker(engine, work, READ))
 
     async def drain(self) -> None:
         """Wait for the reads that share a hop, and for hops whose callers were cancelled."""
@@ -81,7 +82,7 @@ class SQLite(Dialect):
     async def write(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction, a writer from its start: it never has to be upgraded."""
         async with self._turn():
-            return await self._hops.run(run_in_worker(engine.sync_engine, work, WRITE))
+            return await self._hops.run(run_in_worker(engine, work, WRITE))
 
     async def put(self, engine: AsyncEngine, work: Work[T]) -> T:
         """Run work in one transaction."""
@@ -89,19 +90,18 @@ class SQLite(Dialect):
 
     async def inspect(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work that only looks, in one deferred transaction."""
-        return await self._hops.run(run_core_in_worker(engine.sync_engine, work, READ))
+        return await self._hops.run(run_core_in_worker(engine, work, READ))
 
     async def migrate(self, engine: AsyncEngine, work: CoreWork[T]) -> T:
         """Run work in one transaction, a writer from its start."""
         async with self._turn():
-            return await self._hops.run(run_core_in_worker(engine.sync_engine, work, WRITE))
+            return await self._hops.run(run_core_in_worker(engine, work, WRITE))
 
     async def join(
         self, connection: AsyncConnection, work: Work[T], *, schema: str | None, writes: bool
     ) -> T:
         """Run work in one hop; what writes, as a writer from its start and within a savepoint."""
-        joined = partial(join_in_worker, work=work, schema=schema, writes=writes)
-        return await connection.run_sync(joined)
+        return await join(connection, work, schema, writes=writes)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -154,12 +154,15 @@ async def _open(*args: Any, **options: Any) -> aiosqlite.Connection:
     closed by then, it would print a traceback.
     """
     connection = aiosqlite.connect(*args, **options)
-    thread = connection._thread  # noqa: SLF001 - as SQLAlchemy's dialect does
-    thread.daemon = True
+    # Before its version 0.22, the connection is the thread. Where neither is, it ends as it likes.
+    thread: object = getattr(connection, "_thread", connection)
+    if isinstance(thread, Thread):
+        thread.daemon = True  # SQLAlchemy's dialect sets this as well
     try:
         return await connection
     except BaseException:
-        await asyncio.to_thread(thread.join)
+        if isinstance(thread, Thread) and thread.is_alive():
+            await asyncio.to_thread(thread.join)
         raise
 
 

@@ -22,9 +22,13 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
 
 VERSION_TABLE: Final = "checkpointer_schema_version"
 
@@ -55,6 +59,25 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
+class SetFillfactor(ExecutableDDLElement):
+    """Set a table's fillfactor on PostgreSQL, for which SQLAlchemy 2.0 has no option.
+
+    Args:
+        table: The table, which has no rows yet.
+        percent: How full a page may be made by inserts.
+    """
+
+    def __init__(self, table: Table, percent: int) -> None:
+        self.table = table
+        self.percent = percent
+
+
+@compiles(SetFillfactor, "postgresql")
+def _compile_fillfactor(element: SetFillfactor, compiler: DDLCompiler, **_: Any) -> str:
+    name = compiler.preparer.format_table(element.table)
+    return f"ALTER TABLE {name} SET (fillfactor = {element.percent})"
+
+
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 # Text compares by bytes on every database, so that ORDER BY checkpoint_id means the same
@@ -71,10 +94,11 @@ threads = Table(
     Column[int]("epoch", BigInteger, nullable=False),
     Column[datetime]("created_at", UtcDateTime, nullable=False),
     Column[datetime]("updated_at", UtcDateTime, nullable=False),
-    # Every put updates a row here. With half of each page free, PostgreSQL puts the new version
-    # beside the old one, and the index does not grow.
-    postgresql_with={"fillfactor": 50},
 )
+
+# Every put updates a row here. With half of each page free, PostgreSQL puts the new version beside
+# the old one, and the index does not grow.
+event.listen(threads, "after_create", SetFillfactor(threads, 50).execute_if(dialect="postgresql"))
 
 checkpoints = Table(
     "checkpointer_checkpoints",

@@ -2,19 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import PoolProxiedConnection, StaticPool
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.engine import AdaptedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, StaticPool
 
-from checkpointer.execution import SCHEMA_MAP, DriverConnection, not_free, schema_of
+from checkpointer.execution import (
+    SCHEMA_MAP,
+    DriverConnection,
+    greenlet_spawn,
+    not_free,
+    schema_of,
+)
 from checkpointer.limits import Limit
 from checkpointer.pooler import is_pooled
+from checkpointer.renewal import is_outdated, renew
 
 T = TypeVar("T")
 
@@ -40,21 +47,26 @@ class WireConnection(DriverConnection):
     """A connection of asyncpg, which keeps the statements that it has prepared."""
 
     def __init__(
-        self, driver: Any, dialect: sa.Dialect, limit: Limit, schema: str | None = None
+        self,
+        adapted: AdaptedConnection,
+        dialect: sa.Dialect,
+        limit: Limit,
+        schema: str | None = None,
     ) -> None:
         super().__init__(dialect, schema)
-        self.driver = driver
+        self.driver: Any = adapted.driver_connection
+        self.wait: Callable[[Callable[[Any], Awaitable[Any]]], Any] = adapted.run_async
         self._limit = limit
 
     def run(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
         """Run a statement, in one round trip once it is prepared; its rows."""
-        rows = await_only(self.driver.fetch(sql, *values))
+        rows = self.wait(lambda driver: driver.fetch(sql, *values))
         self._limit.extend()
         return cast("Iterable[Sequence[Any]]", rows)
 
     def run_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each row of values."""
-        await_only(self.driver.executemany(sql, list(rows)))
+        self.wait(lambda driver: driver.executemany(sql, list(rows)))
         self._limit.extend()
 
 
@@ -102,13 +114,14 @@ def _checked_out(
     isolation: str | None,
 ) -> T:
     pooled, driver = _open_connection(engine)
+    adapted = cast("AdaptedConnection", pooled.dbapi_connection)
     limit.extend()
     try:
-        if isolation is None and is_pooled(driver):
+        if isolation is None and is_pooled(adapted):
             # asyncpg looks types up between a statement's preparation and its execution, with a
             # setting changed meanwhile: only a transaction keeps all that on one server connection.
             isolation = "READ COMMITTED"
-        connection = WireConnection(driver, engine.dialect, limit, schema_of(engine))
+        connection = WireConnection(adapted, engine.dialect, limit, schema_of(engine))
         return work(connection) if isolation is None else _transact(connection, work, isolation)
     except BaseException as exc:
         # What was cut off leaves the connection in a state that nobody knows.
@@ -146,27 +159,27 @@ def _open_connection(engine: sa.Engine) -> tuple[PoolProxiedConnection, Any]:
 
 def _transact(connection: WireConnection, work: Callable[[WireConnection], T], level: str) -> T:
     transaction = connection.driver.transaction(isolation=level.lower().replace(" ", "_"))
-    await_only(transaction.start())
+    connection.wait(lambda _: transaction.start())
     try:
         done = work(connection)
     except Exception as exc:
         if not _is_lost(connection.driver, exc):
-            await_only(transaction.rollback())
+            connection.wait(lambda _: transaction.rollback())
         raise
-    await_only(transaction.commit())
+    connection.wait(lambda _: transaction.commit())
     return done
 
 
-def close_in_time(engine: sa.Engine, connection: Any, record: Any) -> None:
+def close_in_time(engine: sa.Engine, connection: Any, record: ConnectionPoolEntry) -> None:
     """Before a pool closes a connection: asyncpg would wait for the server's answer for ever."""
-    if record._is_hard_or_soft_invalidated():  # noqa: SLF001 - the pool knows that it was lost
+    if is_outdated(engine.pool, record):
         connection.driver_connection.terminate()
         return
     started = time.monotonic()
     connection.terminate()  # SQLAlchemy's: in good order if that takes no longer than 2 s
     if time.monotonic() - started > SLOW_CLOSE:
         # The others would take as long, one after the other.
-        cast("Any", engine.pool)._invalidate(None)  # noqa: SLF001
+        renew(engine.pool)
 
 
 def _is_lost(driver: Any, exc: BaseException) -> bool:
@@ -191,14 +204,20 @@ def _errors() -> tuple[type[Exception], ...]:
     return asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError
 
 
+def is_usable(engine: sa.Engine) -> bool:
+    """Whether work may run on asyncpg's own connections, past SQLAlchemy's execution."""
+    return engine.driver == DRIVER and greenlet_spawn is not None and not is_watched(engine)
+
+
 def is_watched(engine: sa.Engine) -> bool:
     """Whether someone wants to see each statement, or changes it: by events, log or options.
 
     Not by a schema for our tables, which every connection of ours knows.
     """
-    dispatch = cast("Any", engine.dispatch)
-    return bool(
-        engine.logger.isEnabledFor(logging.INFO)
-        or engine.get_execution_options().keys() - {SCHEMA_MAP}
-        or any(getattr(dispatch, name) for name in _EVENTS)
-    )
+    if engine.get_execution_options().keys() - {SCHEMA_MAP}:
+        return True
+    try:
+        heard = [getattr(engine.dispatch, name) for name in _EVENTS]
+        return any(heard) or engine.logger.isEnabledFor(logging.INFO)
+    except AttributeError:
+        return True  # SQLAlchemy documents neither: where they are not, anyone might watch

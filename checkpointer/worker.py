@@ -1,7 +1,8 @@
 """A whole transaction inside the worker thread of an aiosqlite connection, in one hop.
 
 The stock dialect hops to that thread three to four times a statement. In one hop, a transaction is
-also whole on a connection that others share, as those of an in-memory database do.
+also whole on a connection that others share, as those of an in-memory database do. Where aiosqlite
+is not as it is known here, the same work runs step by step (see `stepwise`).
 """
 
 import asyncio
@@ -14,13 +15,20 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
-from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpointer.errors import DamagedDataError
-from checkpointer.execution import SCHEMA_MAP, DriverConnection, not_free, schema_of
-from checkpointer.owners import check_not_inherited, note_open_file
-from checkpointer.projection import contains_json
+from checkpointer.execution import (
+    SCHEMA_MAP,
+    Connection,
+    DriverConnection,
+    greenlet_spawn,
+    not_free,
+    schema_of,
+)
+from checkpointer.owners import check_not_inherited
+from checkpointer.stepwise import run_core_stepwise, run_stepwise
+from checkpointer.underlying import any_text, give_back, no_key, reads_damaged, underlying
 
 T = TypeVar("T")
 
@@ -36,10 +44,6 @@ WRITE: Final = "BEGIN IMMEDIATE"
 
 _CONNECTION: Final = "checkpointer_connection"
 """Where a pooled connection keeps its `WorkerConnection`."""
-
-
-def _any_text(data: bytes) -> str:
-    return data.decode(errors="surrogateescape")
 
 
 class WorkerConnection(DriverConnection):
@@ -63,21 +67,15 @@ class WorkerConnection(DriverConnection):
         except sqlite3.Error as exc:
             raise sa_exc.DBAPIError(None, None, exc) from exc
         except UnicodeEncodeError as exc:
-            # What a caller gives was checked. This was read, by way of `_any_text`.
-            raise DamagedDataError(
-                f"found the key {exc.object!r} in the database, expected text in UTF-8; restore "
-                f"its row from a backup, or delete the thread with adelete_thread"
-            ) from exc
+            raise no_key(exc) from exc
 
     def _fetched(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
         try:
             return self._cursor.execute(sql, values).fetchall()
         except sqlite3.OperationalError as exc:
-            if hasattr(exc, "sqlite_errorcode") or self.raw.text_factory is not str:
+            if not reads_damaged(self.raw, exc):
                 raise
-        # The module's own error: text that is not UTF-8, where damage has put it. Whoever reads
-        # the row tells what is wrong with it, and the other rows stay readable.
-        self.raw.text_factory = _any_text
+        self.raw.text_factory = any_text
         try:
             return self._cursor.execute(sql, values).fetchall()
         finally:
@@ -168,14 +166,14 @@ class Hops:
             await asyncio.wait(self._left)
 
 
-async def run_in_worker(engine: sa.Engine, work: Callable[[WorkerConnection], T], begin: str) -> T:
+async def run_in_worker(engine: AsyncEngine, work: Callable[[Connection], T], begin: str) -> T:
     """Run work in one transaction on one of the engine's connections.
 
     When cancelled, it waits for the thread, whose transaction is rolled back unless it is being
     committed already.
 
     Args:
-        engine: The sync side of an engine of aiosqlite.
+        engine: An engine of aiosqlite.
         work: Gets the connection, on which a transaction is open.
         begin: The statement that opens it, `READ` or `WRITE`.
 
@@ -183,33 +181,39 @@ async def run_in_worker(engine: sa.Engine, work: Callable[[WorkerConnection], T]
         sqlalchemy.exc.DBAPIError: The database refused or failed.
         DatabaseError: Someone else has a transaction open on the connection.
     """
-    return await _run(engine, partial(_transact, work=work, begin=begin))
+    done = await _run(engine.sync_engine, partial(_transact, work=work, begin=begin))
+    return done[0] if done else await run_stepwise(engine, work, begin)
 
 
 async def run_core_in_worker(
-    engine: sa.Engine, work: Callable[[sa.Connection], T], begin: str
+    engine: AsyncEngine, work: Callable[[sa.Connection], T], begin: str
 ) -> T:
-    """The same for work on SQLAlchemy's own connection, as Alembic needs one."""
+    """Run work in one transaction on SQLAlchemy's own connection, as Alembic needs one."""
     options = engine.get_execution_options()
-    return await _run(engine, partial(_transact_core, work=work, begin=begin, options=options))
+    transact = partial(_transact_core, work=work, begin=begin, options=options)
+    done = await _run(engine.sync_engine, transact)
+    return done[0] if done else await run_core_stepwise(engine, work, begin)
 
 
-async def _run(engine: sa.Engine, transact: Transact[T]) -> T:
+async def _run(engine: sa.Engine, transact: Transact[T]) -> tuple[T] | None:
+    """Return what comes of a transaction, or `None` if no thread takes it."""
+    if greenlet_spawn is None:
+        return None
     try:
-        return cast("T", await greenlet_spawn(_hop, engine, transact))
+        return cast("tuple[T] | None", await greenlet_spawn(_hop, engine, transact))
     except sqlite3.Error as exc:
         raise sa_exc.DBAPIError(None, None, exc) from exc
 
 
-def _hop(engine: sa.Engine, transact: Transact[T]) -> T:
+def _hop(engine: sa.Engine, transact: Transact[T]) -> tuple[T] | None:
     check_not_inherited(engine.url.database)
     pooled = engine.raw_connection()
     try:
-        return run_in_thread(pooled, engine, transact, schema_of(engine))
+        if not underlying(pooled, engine.url.database).takes_functions:
+            return None
+        return (run_in_thread(pooled, engine, transact, schema_of(engine)),)
     finally:
-        # None of our transactions is open any more. A reset would be one more hop; and one more
-        # that can be cancelled, which SQLAlchemy logs as an error.
-        cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
+        give_back(pooled)
 
 
 def run_in_thread(
@@ -218,40 +222,39 @@ def run_in_thread(
     """Run something in a pooled connection's own thread, which has ended when this returns.
 
     Args:
-        pooled: The connection.
+        pooled: The connection, whose thread takes functions.
         engine: The engine that has lent it.
         transact: Gets the connection, and the hop that tells whether it is wanted still.
         schema: Where the tables stand.
     """
-    driver = cast("Any", pooled.driver_connection)
+    raw = underlying(pooled, engine.url.database).raw
 
     def run(hop: Hop[T]) -> T:
         connection = pooled.info.get(_CONNECTION)
         if connection is None:
-            raw = driver._conn  # noqa: SLF001
-            raw.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
-            note_open_file(raw, engine.url.database)
             connection = pooled.info[_CONNECTION] = WorkerConnection(raw, engine.dialect)
         connection.schema = schema  # engines with several may share a pool
         return transact(connection, hop)
 
+    adapted = cast("Any", pooled.dbapi_connection)
     hop = Hop(run)
     try:
-        # aiosqlite has no public way to run a function in its thread; SQLAlchemy's dialect
-        # reaches for the same queue.
-        await_only(driver._execute(hop))  # noqa: SLF001
+        # aiosqlite has no public way to run a function in its thread: see `underlying`.
+        adapted.run_async(lambda driver: driver._execute(hop))  # noqa: SLF001
         return hop.outcome()
     except asyncio.CancelledError:
         hop.unwanted = True
-        _wait_for_thread(driver)
+        _wait_for_thread(adapted)
         raise
 
 
-def _wait_for_thread(driver: Any) -> None:
+def _wait_for_thread(adapted: Any) -> None:
     """Wait until a connection's thread has done all that it was given, however often cancelled."""
-    while driver._running:  # noqa: SLF001 - as above; what was closed takes nothing more
+    while True:
         with suppress(asyncio.CancelledError):
-            await_only(driver._execute(int))  # noqa: SLF001 - it does one thing after another
+            # It does one thing after another, and what was closed takes nothing more.
+            with suppress(ValueError):
+                adapted.run_async(lambda driver: driver._execute(int))  # noqa: SLF001
             return
 
 

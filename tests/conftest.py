@@ -23,8 +23,11 @@ from hypothesis import settings
 from langchain_core.runnables import RunnableConfig
 
 import checkpointer
-from checkpointer import serde
+from checkpointer import serde, underlying
 from checkpointer.engine import SCHEMA_VARIABLE, URL_VARIABLE
+
+STEPWISE_VARIABLE = "CHECKPOINTER_TEST_STEPWISE"
+"""Set, all tests of SQLite that run in this process take the way that `stepwise` takes."""
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
 
@@ -91,10 +94,21 @@ def postgresql_template(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_kind(request: pytest.FixtureRequest) -> str:
-    """The kind of database that the test runs on; the test's id names it."""
+def database_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kind of database that the test runs on; the test's id names it.
+
+    `stepwise` is SQLite where aiosqlite's thread takes no functions.
+    """
     kind: str = request.param
-    return kind
+    if kind != "stepwise" and STEPWISE_VARIABLE not in os.environ:
+        return kind
+    monkeypatch.setattr(underlying, "_takes_functions", takes_none)
+    return "sqlite" if kind == "stepwise" else kind
+
+
+async def takes_none(driver: object, cursor: object) -> bool:
+    """What is found of an aiosqlite whose thread takes no functions."""
+    return False
 
 
 @pytest.fixture

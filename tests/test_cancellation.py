@@ -41,7 +41,14 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 FROM_OUTSIDE = (Way.AT_ONCE, Way.WHEN_DONE, Way.ON_AND_ON)
 FROM_INSIDE = (Way.AT_ONCE, Way.WHEN_DONE, Way.NEVER_BEGUN)
 
-DRIVERS = [("sqlite", "own"), ("sqlite", "given"), ("postgresql", "own"), ("postgresql", "psycopg")]
+DRIVERS = [
+    ("sqlite", "own"),
+    ("sqlite", "given"),
+    ("stepwise", "own"),
+    ("stepwise", "given"),
+    ("postgresql", "own"),
+    ("postgresql", "psycopg"),
+]
 ENGINES = [*DRIVERS, ("postgresql", "given"), ("postgresql", "watched")]
 
 on_each_engine = pytest.mark.parametrize(
@@ -52,7 +59,7 @@ on_each_engine = pytest.mark.parametrize(
 on_each_driver = pytest.mark.parametrize(
     ("database_kind", "engine_kind"), DRIVERS, indirect=["database_kind"]
 )
-on_sqlite = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database_kind", ["sqlite", "stepwise"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +231,12 @@ def from_inside(cancelling: Cancelling) -> Callable[[Work], Work]:
 @pytest.mark.parametrize(
     ("database_kind", "engine_kind", "name"),
     [
-        *(("sqlite", kind, name) for kind in ("own", "given") for name in OPERATIONS),
+        *(
+            (database, kind, name)
+            for database in ("sqlite", "stepwise")
+            for kind in ("own", "given")
+            for name in OPERATIONS
+        ),
         *(
             ("postgresql", kind, name)
             for kind in ("own", "psycopg")
@@ -259,6 +271,8 @@ async def test_the_packages_own_tasks_that_are_cancelled_at_each_of_their_await_
         pytest.param("sqlite", "own", False, id="sqlite, from outside"),
         pytest.param("sqlite", "own", True, id="sqlite, from inside"),
         pytest.param("sqlite", "given", True, id="sqlite, given, from inside"),
+        pytest.param("stepwise", "own", False, id="stepwise, from outside"),
+        pytest.param("stepwise", "own", True, id="stepwise, from inside"),
         pytest.param("postgresql", "own", False, id="asyncpg"),
         pytest.param("postgresql", "psycopg", False, id="psycopg"),
     ],

@@ -22,6 +22,7 @@ CAPABILITIES = {capability.value for capability in Capability}
 
 WAYS = {
     "sqlite": ("sqlite", "sqlite+aiosqlite", False, None),
+    "stepwise": ("stepwise", "sqlite+aiosqlite", False, None),
     "postgresql": ("postgresql", "postgresql+asyncpg", False, None),
     "psycopg": ("postgresql", "postgresql+psycopg", False, None),
     "pgbouncer": ("postgresql", "postgresql+asyncpg", True, None),

@@ -82,7 +82,7 @@ class TwoWays:
                 raw = await connection.get_raw_connection()
                 function = ("checkpointer_contains", 2, contains_json)
                 await raw.driver_connection.create_function(*function)  # type: ignore[union-attr]
-            return await connection.run_sync(lambda core: work(CoreConnection(core, limit)))
+            return await connection.run_sync(lambda core: work(CoreConnection(core, limit.extend)))
 
     async def same(self, work: Work) -> Any:
         """What work finds, which must not rest on the way."""

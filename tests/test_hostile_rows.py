@@ -370,7 +370,7 @@ async def test_values_that_cannot_be_loaded_are_named(
                 await use_all(saver, stored.rows.url)
 
 
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite", "stepwise"], indirect=True)
 @pytest.mark.parametrize("literal", ["'text'", "CAST(X'6A80FF' AS TEXT)", "7", "1.5", "X''"])
 async def test_columns_of_another_type_are_damage(stored: Stored, literal: str) -> None:
     """SQLite stores anything in any column."""

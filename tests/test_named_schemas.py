@@ -175,6 +175,10 @@ class TestSavers:
     ) -> None:
         async with create_saver(database_url, schema=AGENTS) as saver:
             await saver.setup()
+            for table in TABLES:  # so that the planner has no statistics, at whatever moment
+                execute(
+                    database_url, f"ALTER TABLE {AGENTS}.{table} SET (autovacuum_enabled = off)"
+                )
             await fill(saver, 30)
             await saver.acopy_thread("a thread", "kept")
             with statements() as seen:
@@ -401,7 +405,9 @@ async def test_an_attached_file_of_sqlite_is_reached_by_an_engines_own_map(
 
     @event.listens_for(engine.sync_engine, "connect")
     def attach(connection: Any, record: object) -> None:
-        connection.execute(f"ATTACH '{attached}' AS more").close()
+        cursor = connection.cursor()
+        cursor.execute(f"ATTACH '{attached}' AS more")
+        cursor.close()
 
     mapped = engine.execution_options(schema_translate_map={None: "more"})
     async with create_saver(mapped) as saver, create_saver(engine) as plain:

@@ -245,7 +245,7 @@ async def test_nothing_is_lost_where_processes_race_on_the_same_threads(
 
 @pytest.mark.timeout(600)
 @pytest.mark.xdist_group("processes on sqlite")
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite", "stepwise"], indirect=True)
 async def test_eight_processes_write_the_same_sqlite_file(
     migrated_url: str, tmp_path: Path
 ) -> None:

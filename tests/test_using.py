@@ -60,6 +60,7 @@ class Conversation(Base):
 
 DRIVERS = {
     "sqlite": ("sqlite", "sqlite+aiosqlite"),
+    "stepwise": ("stepwise", "sqlite+aiosqlite"),
     "asyncpg": ("postgresql", "postgresql+asyncpg"),
     "psycopg": ("postgresql", "postgresql+psycopg"),
 }
@@ -68,7 +69,10 @@ with_each_driver = pytest.mark.parametrize(
     ("database_kind", "driver"), DRIVERS.values(), ids=DRIVERS, indirect=["database_kind"]
 )
 on_sqlite = pytest.mark.parametrize(
-    ("database_kind", "driver"), [DRIVERS["sqlite"]], indirect=["database_kind"]
+    ("database_kind", "driver"),
+    [DRIVERS["sqlite"], DRIVERS["stepwise"]],
+    ids=["sqlite", "stepwise"],
+    indirect=["database_kind"],
 )
 on_postgresql = pytest.mark.parametrize(
     ("database_kind", "driver"),
@@ -520,7 +524,7 @@ class TestSQLite:
                     with closing(sqlite3.connect(path, timeout=0)) as another:
                         another.execute("DELETE FROM checkpointer_chunks")
 
-                with pytest.raises(DatabaseBusyError, match="locked"):
+                with pytest.raises((DatabaseBusyError, sqlite3.OperationalError), match="locked"):
                     await saver.using(connection)._backend.write(work)  # noqa: SLF001
             await other.dispose()
 

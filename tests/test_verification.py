@@ -635,7 +635,7 @@ async def test_text_that_is_no_utf_8_is_told_and_other_threads_are_verified(
     assert (found.threads, found.whole) == (3, False)
 
 
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite", "stepwise"], indirect=True)
 async def test_a_key_that_is_no_utf_8_is_damage_to_a_list(saver: Saver, migrated_url: str) -> None:
     await put(saver, THREAD, "1")
     execute(migrated_url, f"UPDATE {CHECKPOINTS} SET checkpoint_id = CAST(X'ff' AS TEXT)")

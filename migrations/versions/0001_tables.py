@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from checkpointer.tables import SetFillfactor
+
 revision: Final[str] = "0001"
 down_revision: Final[str | None] = None
 branch_labels: Final[None] = None
@@ -31,16 +33,17 @@ def _column(
 def upgrade() -> None:
     """Create the tables."""
     schema = op.get_context().version_table_schema
-    op.create_table(
+    threads = op.create_table(
         "checkpointer_threads",
         _column("thread_id", TEXT),
         _column("epoch", sa.BigInteger()),
         _column("created_at", TIME),
         _column("updated_at", TIME),
         sa.PrimaryKeyConstraint("thread_id", name="checkpointer_threads_pkey"),
-        postgresql_with={"fillfactor": 50},
         schema=schema,
     )
+    if op.get_context().dialect.name == "postgresql":
+        op.execute(SetFillfactor(threads, 50))
     op.create_table(
         "checkpointer_checkpoints",
         _column("thread_id", TEXT),

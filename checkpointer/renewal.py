@@ -1,0 +1,49 @@
+"""Connections from before the database was lost: replaced when the pool hands them out."""
+
+import time
+import weakref
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, StaticPool
+
+_CONNECTED: Final = "checkpointer_connected"
+"""Where a pooled connection keeps when it was made, if that was after its pool's first renewal."""
+
+_renewed: Final = weakref.WeakKeyDictionary[Pool, float]()
+"""When pools were renewed last; connections from before are outdated."""
+
+
+def renew(pool: Pool) -> None:
+    """Have a pool replace all connections that it has, each before its next use.
+
+    SQLAlchemy does so when it finds one lost, but has no public name for it.
+    """
+    if isinstance(pool, StaticPool):  # its only connection may be the database itself
+        return
+    first = pool not in _renewed
+    _renewed[pool] = time.monotonic()
+    if first:
+        event.listen(pool, "connect", _connected)
+        event.listen(pool, "checkout", partial(_checked_out, weakref.ref(pool)))
+
+
+def is_outdated(pool: Pool, record: ConnectionPoolEntry) -> bool:
+    """Whether a connection is from before its pool was renewed."""
+    return float(record.info.get(_CONNECTED, 0)) < _renewed.get(pool, 0)
+
+
+def _connected(connection: Any, record: ConnectionPoolEntry) -> None:
+    del connection
+    record.info[_CONNECTED] = time.monotonic()
+
+
+def _checked_out(
+    pool: weakref.ref[Pool], connection: Any, record: ConnectionPoolEntry, proxied: object
+) -> None:
+    del connection, proxied
+    renewed = pool()
+    if renewed is not None and is_outdated(renewed, record):
+        raise sa_exc.DisconnectionError  # SQLAlchemy makes another one
