@@ -14,7 +14,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 import sqlalchemy as sa
-from debian import POSTGRESQL_15
 from psycopg import sql
 
 import checkpointer
@@ -73,6 +72,8 @@ def running_server(settings: str) -> Iterator["PostgresServer"]:
 
 def _use_debian(server: "PostgresServer", patch: pytest.MonkeyPatch) -> None:
     """Let a server run the programs of Debian's PostgreSQL 15, which must be there."""
+    from debian import POSTGRESQL_15  # noqa: PLC0415 - benchmarks run this file alone
+
     assert VERSION == "15", f"PostgreSQL {VERSION} is not available: 15 and 18 are"
     program = POSTGRESQL_15.find()
     assert program is not None, "PostgreSQL 15 is missing: run `make test-postgresql-15`"
