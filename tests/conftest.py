@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -48,13 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how long the tests of each file took, the slowest files first."""
-    seconds: Counter[str] = Counter()
+    seconds = defaultdict[str, float](float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 seconds[report.location[0]] += report.duration
     terminalreporter.section("seconds a file")
-    for file, total in seconds.most_common():
+    for file, total in sorted(seconds.items(), key=lambda item: -item[1]):
         if total >= 1:
             terminalreporter.write_line(f"{total:7.1f} {file}")
 
