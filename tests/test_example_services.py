@@ -22,6 +22,8 @@ from storing import NOTHING, row_counts
 
 from checkpointer import create_saver
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -158,8 +160,6 @@ def worker(directory: Path, environment: dict[str, str]) -> Iterator[Path]:
 SEND = """
 import celery_over_files
 from celery_tasks import answer
-
-pytestmark = pytest.mark.long
 
 for number in range(12):
     answer.apply_async((f"thread {number % 3}", "hi"), ignore_result=True)

@@ -73,6 +73,7 @@ def connected(url: str, condition: str = "TRUE") -> int:
     return int(str(found[0][0]))
 
 
+@pytest.mark.long
 @every_driver
 async def test_fifty_agents_at_once_leave_what_they_leave_in_memory(
     migrated_url: str, direct_url: sa.URL, pooled_url: sa.URL
