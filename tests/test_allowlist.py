@@ -770,9 +770,9 @@ class TestOption:
             assert LosslessSerializer().loads_typed(packed) == {"x": 1}
 
     def test_a_serde_beside_it_is_refused(self) -> None:
-        for serde in (LosslessSerializer(), StrictSerializer(), JsonPlusSerializer()):
+        for one in (LosslessSerializer(), StrictSerializer(), JsonPlusSerializer()):
             with pytest.raises(ConfigurationError, match=r"allowed_types.*serde.*StrictSerializer"):
-                create_saver("sqlite://", allowed_types=(), serde=serde)
+                create_saver("sqlite://", allowed_types=(), serde=one)
 
     async def test_an_engine_may_stand_beside_it(self, saver: AsyncSQLAlchemySaver) -> None:
         async with create_saver(saver.engine, allowed_types=[]) as strict:
