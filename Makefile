@@ -1,5 +1,5 @@
-# Everything runs in environments of its own, which are made on first use: .venv, with the versions of
-# constraints.txt, and one for each other interpreter or set of versions.
+# Targets run in virtual environments that are made on first use: .venv, with the versions of
+# constraints.txt, and one more for each other interpreter or set of versions.
 # Another interpreter: make test PYTHON=python3.13. Fewer tests: make test ARGS='-k sqlite'.
 
 PYTHON ?= python3
@@ -8,10 +8,10 @@ WITH ?=
 VENV := .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
 UV := .venv-uv/bin/uv
 RUN = $(VENV)/bin/python -m
-# One more than there are processors: many tests wait, for a server that is stopped, or for a disk.
+# One worker more than processors: many tests wait, for a server that stops, or for a disk.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist loadgroup --durations=10 --durations-min=1
-# What is true of a part of the tests is not what the gate asks for.
+# A part of the tests cannot reach the coverage that is required, so it is not measured.
 COVERAGE = $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
 
 .DEFAULT_GOAL := help
@@ -25,15 +25,15 @@ help: ## List the targets
 demo: $(VENV)/.examples ## Run the quickstart: an agent that is killed, resumed and forked
 	$(VENV)/bin/python examples/quickstart.py
 
-test: $(VENV)/.test .debian/pgbouncer ## Run the tests on SQLite and on a PostgreSQL of their own, with coverage
+test: $(VENV)/.test .debian/pgbouncer ## Run the tests on SQLite and on a PostgreSQL that they start, with coverage
 	$(PYTEST) -m 'not long' $(COVERAGE) $(ARGS)
 
-test-long: $(VENV)/.test .debian/pgbouncer ## Run the long part: kills, races, outages, load, Agent Server
+test-long: $(VENV)/.test .debian/pgbouncer ## Run the long tests: kills, races, outages, load, fuzzing, real servers
 	$(PYTEST) -m long $(ARGS)
 
-# Direct dependencies only: what those depend on is theirs to bound.
+# Direct dependencies only: they set the bounds of their own dependencies.
 test-oldest: VENV := .venv-oldest
-test-oldest: $(UV) .debian/pgbouncer ## Run the tests with the least version of each dependency
+test-oldest: $(UV) .debian/pgbouncer ## Run the tests with the oldest version of each direct dependency
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
 	$(UV) pip compile --quiet --resolution lowest-direct --no-deps --all-extras pyproject.toml \
 		--python $(VENV) --output-file $(VENV)/constraints.txt
@@ -41,7 +41,7 @@ test-oldest: $(UV) .debian/pgbouncer ## Run the tests with the least version of 
 	$(PYTEST) -m 'not long' $(ARGS)
 
 test-newest: VENV := .venv-newest
-test-newest: $(UV) .debian/pgbouncer ## Run the tests with the newest versions; WITH='sqlalchemy<2.1' bounds some
+test-newest: $(UV) .debian/pgbouncer ## Run the tests with the newest versions; WITH='sqlalchemy<2.1' limits one
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(VENV) --editable . --group test $(foreach one,$(WITH),'$(one)')
 	$(PYTEST) -m 'not long' $(ARGS)
@@ -54,19 +54,19 @@ test-pythons: ## Run unit tests, conformance and graphs on each Python that the 
 test-postgresql-15: $(VENV)/.test .debian/postgresql-15 ## Run conformance, model and graphs on PostgreSQL 15
 	CHECKPOINTER_TEST_POSTGRES_VERSION=15 $(PYTEST) -m everywhere -k postgresql $(ARGS)
 
-lock: $(UV) ## Renew constraints.txt: the newest versions that pyproject.toml allows
+lock: $(UV) ## Update constraints.txt to the newest versions that pyproject.toml allows
 	$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
 		--group dev --group lock --no-annotate --custom-compile-command 'make lock' \
 		--output-file constraints.txt pyproject.toml
 
-lint: $(VENV)/.dev ## Check style, format and types
+lint: $(VENV)/.dev ## Check style, format, types and workflows
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/zizmor --offline --quiet .
 
-format: $(VENV)/.dev ## Format the code, and mend what ruff can mend
+format: $(VENV)/.dev ## Format the code, and fix what ruff can fix
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
@@ -80,39 +80,39 @@ dist: $(VENV)/.release ## Build the source distribution and the wheel into dist/
 	$(RUN) build
 	$(RUN) twine check --strict dist/*
 
-bench: $(VENV)/.bench ## Measure everything beside the official savers, and write docs/benchmarks.md
+bench: $(VENV)/.bench ## Compare speed with the official savers, and write docs/benchmarks.md
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
 
-bench-quick: $(VENV)/.bench ## The same in about a minute: fewer rounds, small sizes, nothing written
+bench-quick: $(VENV)/.bench ## Compare speed in about a minute: fewer rounds, small sizes, no file written
 	$(VENV)/bin/python benchmarks/speed.py --quick $(ARGS)
 
-bench-storage: $(VENV)/.bench ## Measure the bytes stored, beside the official savers'
+bench-storage: $(VENV)/.bench ## Compare the bytes stored with those of the official savers
 	$(VENV)/bin/python benchmarks/storage.py $(ARGS)
 
-soak: $(VENV)/.bench ## Let 200 agents work for ten minutes a database: nothing may fail, be lost or grow
+soak: $(VENV)/.bench ## Run 200 agents for ten minutes on each database: nothing may fail, be lost or grow
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
-soak-quick: $(VENV)/.bench ## The same in about two minutes
+soak-quick: $(VENV)/.bench ## Run the soak test in about two minutes
 	$(VENV)/bin/python benchmarks/soak.py --quick $(ARGS)
 
-cli-reference: $(VENV)/.test ## Write docs/cli.md from what the commands say of themselves
+cli-reference: $(VENV)/.test ## Write docs/cli.md from the help of the commands
 	$(VENV)/bin/python tools/cli_reference.py
 
 screenshots: $(VENV)/.test ## Draw what the commands print, as docs/screenshots/*.svg
 	$(VENV)/bin/python tools/screenshots.py
 
-clean: ## Remove .venv, caches and builds
+clean: ## Remove environments, unpacked programs, caches and builds
 	rm -rf .venv* .debian build dist site *.egg-info .coverage .coverage.* \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each dependency group, so that it is installed again only when it may have changed;
-# `dev` holds all of them.
+# One stamp file for each dependency group, so that a group is installed again only when it may have
+# changed. `dev` contains the other groups.
 $(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.release $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable . --group $*
 	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs release))
 
-# Python 3.11 brings a pip that does not know dependency groups yet.
+# The pip that comes with Python 3.11 does not know dependency groups.
 $(VENV)/.pip: constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) pip install --quiet --constraint constraints.txt pip
@@ -123,6 +123,6 @@ $(UV): constraints.txt
 	.venv-uv/bin/python -m pip install --quiet --constraint constraints.txt uv
 	@touch $@
 
-# Programs from Debian's packages; where there are none, this says so and goes on.
+# Programs from Debian's packages. If the download fails, the script says so, and make continues.
 .debian/%:
 	$(PYTHON) tests/debian.py $*

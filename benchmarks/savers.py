@@ -141,7 +141,7 @@ def databases(savers: Sequence[str]) -> Iterator[Callable[[str], str]]:
             kinds["sqlite"] = made["SQLiteDatabases"](directory)
         if any("postgresql" in name for name in savers):
             admin = os.environ.get(SERVER_VARIABLE) or stack.enter_context(
-                made["postgres_server"](SERVER_SETTINGS)
+                made["postgres_server"](SERVER_SETTINGS, in_memory=False)
             )
             kinds["postgresql"] = made["PostgreSQLDatabases"](admin)
 

@@ -1,4 +1,4 @@
-"""The calls that dumped values ask for, found without one being made."""
+"""The calls that loading a dumped value would make, found without making any of them."""
 
 import json
 from operator import itemgetter
@@ -10,7 +10,7 @@ from langgraph.checkpoint.serde import jsonplus
 from checkpointer import nesting
 
 Name: TypeAlias = tuple[str, ...]
-"""Module and class, and for a call of a method its name. What has no such name has one part."""
+"""Module and class, and the method if one is called. If these are unknown, one description."""
 
 _NAMES: Final = dict.fromkeys(
     (
@@ -22,18 +22,18 @@ _NAMES: Final = dict.fromkeys(
     ),
     itemgetter(0, 1),
 ) | {jsonplus.EXT_METHOD_SINGLE_ARG: itemgetter(0, 1, 3)}
-"""Where an extension names what it calls."""
+"""For each extension type that calls something: how to get the name from its parts."""
 
 _VALUES: Final = {jsonplus.EXT_NUMPY_ARRAY, jsonplus.EXT_DELTA_SNAPSHOT}
-"""What calls nothing by name."""
+"""Extension types that call nothing by name."""
 
 
 def calls_of(encoding: str, dumped: bytes) -> set[Name]:
-    """Return the names of all that a serializer of LangGraph's may call to load a value.
+    """Return the names of everything that LangGraph's serializer may call to load a value.
 
     Raises:
-        NotImplementedError: It is of an encoding in which calls cannot be found.
-        ValueError: The bytes are not of their encoding, or nested too deeply.
+        NotImplementedError: The encoding is one in which calls cannot be found.
+        ValueError: The bytes are not valid in this encoding, or are nested too deeply.
     """
     match encoding:
         case "null" | "bytes" | "bytearray":
@@ -58,7 +58,7 @@ def _in_msgpack(packed: bytes) -> set[Name]:
                 return
         except (LookupError, TypeError):
             name = ()
-        # A name that would first be computed is none.
+        # If a part is not a string, another call would have to compute it: refuse the type.
         known = name and all(isinstance(part, str) for part in name)
         names.add(name if known else (f"extension type {code}",))
 
@@ -70,7 +70,7 @@ def _in_msgpack(packed: bytes) -> set[Name]:
 
 
 class _Anything:
-    """What an object of JSON becomes: as long as it is not made, it may be equal to anything."""
+    """A placeholder for an object in JSON. It is never made, so it may be equal to anything."""
 
     __hash__ = None  # type: ignore[assignment]
 

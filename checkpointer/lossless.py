@@ -1,17 +1,19 @@
-r"""Values packed so that no string is altered, by way of LangGraph's private names.
+r"""The packing of values without altering a string, with LangGraph's private names.
 
-The stock encoder writes a lone surrogate as "?" and refuses one in a dict's key. They do occur: in
-a model's tool calls, as broken JSON escapes, and in file names, as bytes that are no text. Here
+The stock encoder replaces a lone surrogate with "?", and refuses one in a key of a dict. Lone
+surrogates do occur: in a model's tool calls, as broken JSON escapes, and in file names that are not
+valid text. In this module
 
     a string "\ud800"               is packed as str(b"\xed\xa0\x80", "utf-8", "surrogatepass")
     a dict {"\ud800": 1}            as dict([["\ud800", 1]])
     a tuple among that dict's keys  as tuple([...])
 
 each in the extension type that the stock encoder has for calls, so that the stock decoder restores
-them at any depth. All else is packed to the very bytes of the stock encoder. What conversations
-consist of, LangChain's plain messages, takes a shorter way to the same bytes and the same objects.
+them at any depth. All other values give the same bytes as with the stock encoder. LangChain's plain
+messages, of which conversations consist, give the same bytes and objects in fewer steps.
 
-Importing this raises where a name is missing; `works` tells whether all behave as expected.
+Importing this module raises an error if a private name is missing. `works` says whether all of them
+behave as expected.
 """
 
 import builtins

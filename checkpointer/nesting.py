@@ -1,7 +1,7 @@
-"""Objects within objects, as deep as they are stored: loaded without overrunning the stack.
+"""The loading of objects that are nested within each other, without overrunning the stack.
 
-Each object within an object is a MessagePack of its own, for which ormsgpack takes up to 1024
-frames of the stack. A stored value of 30 KB can so end the process, where the stack ends.
+Each nested object is a MessagePack of its own, and ormsgpack uses up to 1024 frames of the stack
+for each. So a stored value of 30 KB could overrun the stack, which ends the process.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ SHALLOW: Final = 2048
 """Bytes up to which nothing is counted: no more levels than these stand in them."""
 
 LEVELS_A_THREAD: Final = 8
-"""After so many levels, the next go on in another thread, which has a stack of its own. They take
-4 of its 8 MB at most."""
+"""After this many levels, loading continues in another thread, which has a stack of its own. The
+levels of one thread take at most 4 of its 8 MB."""
 
 MAX_LEVELS: Final = 512
-"""Levels that are loaded; with Python's own limit of recursion, none are dumped beyond 400."""
+"""Maximum number of levels that are loaded. Python's recursion limit stops a dump at about 400."""
 
 MAX_ON_ONE_STACK: Final = 400, 1024 * LEVELS_A_THREAD
-"""Levels, and lists and dicts in all of them, that a loader of its own takes in a thread."""
+"""Maximum of levels, and of lists and dicts in all of them, for a loader that stays in a thread."""
 
 Hook: TypeAlias = Callable[[int, bytes], Any]
 T = TypeVar("T")
@@ -35,10 +35,10 @@ _stopped: Final[ContextVar[bool]] = ContextVar("checkpointer_stopped", default=F
 
 
 def unpackb(packed: bytes, *, ext_hook: Hook, option: int) -> Any:
-    """`ormsgpack.unpackb` for what stands within an object.
+    """Unpack the bytes inside an object, as `ormsgpack.unpackb` does.
 
-    Beyond `MAX_LEVELS` it answers `None`, and `raise_if_stopped` says so: LangGraph's hook takes
-    another value in place of one that fails to load.
+    Beyond `MAX_LEVELS`, return `None`; `raise_if_stopped` then raises. An error here would be lost:
+    LangGraph's hook replaces a value that fails to load with another.
     """
     if len(packed) <= SHALLOW:
         return _unpackb(packed, ext_hook=ext_hook, option=option)
@@ -55,10 +55,11 @@ def unpackb(packed: bytes, *, ext_hook: Hook, option: int) -> Any:
 
 
 def load_on_one_stack(packed: bytes, load: Callable[[], T]) -> T:
-    """Load bytes with what does not change threads for what stands within an object.
+    """Load bytes with a loader that stays in one thread for nested objects.
 
     Raises:
-        ValueError: They are no MessagePack, or nested so deeply that it might overrun its stack.
+        ValueError: The bytes are no MessagePack, or are nested so deeply that the loader might
+            overrun its stack.
     """
     levels, deepest = _measure(packed)
     if levels <= LEVELS_A_THREAD:
@@ -99,7 +100,7 @@ def _measure(packed: bytes) -> tuple[int, int]:
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and dicts stand within each other, keys included."""
+    """Return how deeply lists and dicts are nested within each other, keys included."""
     depth, layer = 1, [value]
     while layer := [part for one in layer for part in _parts(one)]:
         depth += 1
@@ -113,10 +114,10 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def raise_if_stopped() -> None:
-    """Raise if something was left out since this was called the last time.
+    """Raise if a nested object was left out since the last call.
 
     Raises:
-        ValueError: It was.
+        ValueError: Objects are nested in more than `MAX_LEVELS` levels.
     """
     if _stopped.get():
         _stopped.set(False)

@@ -1,4 +1,4 @@
-"""Connections from before the database was lost: replaced when the pool hands them out."""
+"""The replacement of connections that were made before the database was lost."""
 
 import time
 import weakref
@@ -10,16 +10,16 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, StaticPool
 
 _CONNECTED: Final = "checkpointer_connected"
-"""Where a pooled connection keeps when it was made, if that was after its pool's first renewal."""
+"""Key of the time when a pooled connection was made. Those before the first renewal have none."""
 
 _renewed: Final = weakref.WeakKeyDictionary[Pool, float]()
-"""When pools were renewed last; connections from before are outdated."""
+"""When each pool was renewed last. Older connections are outdated."""
 
 
 def renew(pool: Pool) -> None:
-    """Have a pool replace all connections that it has, each before its next use.
+    """Make a pool replace all connections that it has, each before its next use.
 
-    SQLAlchemy does so when it finds one lost, but has no public name for it.
+    SQLAlchemy does this itself when it finds a lost connection, but has no public name for it.
     """
     if isinstance(pool, StaticPool):  # its only connection may be the database itself
         return

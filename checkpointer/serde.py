@@ -1,7 +1,7 @@
 """The default serde: LangGraph's `JsonPlusSerializer`, except that it alters no string.
 
-That rests on private names of LangGraph: see `lossless`. Where these are not what is expected, the
-public way takes over: LangGraph's own serializer does the work, and lone surrogates become "?".
+This needs private names of LangGraph: see `lossless`. If a name is missing or behaves differently,
+LangGraph's own serializer does the work, and lone surrogates become "?".
 """
 
 import logging
@@ -52,13 +52,12 @@ def private_way() -> ModuleType | None:
 class LosslessSerializer(JsonPlusSerializer):
     """`JsonPlusSerializer` that keeps lone surrogates, in values and in keys.
 
-    The options mean what they mean there. An allowlist never blocks the calls by which surrogates
-    are stored.
+    It takes the same options. An allowlist never blocks the calls by which surrogates are stored.
     """
 
     _hook: tuple[object, Callable[[int, bytes], Any]] | None = None
-    """The decoder's hook, behind the allowlist that it is for: making one takes as long as loading
-    a small value."""
+    """An allowlist and the decoder's hook for it. The hook is kept, because making one takes as
+    long as loading a small value."""
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Return the encoding's name and the bytes of a value.
@@ -99,18 +98,18 @@ class LosslessSerializer(JsonPlusSerializer):
 
 
 class StrictSerializer(LosslessSerializer):
-    """`LosslessSerializer` that takes LangGraph's safe types and some of the caller's, no others.
+    """`LosslessSerializer` that allows only LangGraph's safe types and those that the caller names.
 
-    A value of another type is neither stored nor loaded: its class is not called, its module not
-    imported, and the call raises. Nor are values loaded that were stored as pickles.
+    A value of another type is neither stored nor loaded: its class is not called, its module is not
+    imported, and an error is raised. Values that were stored as pickles are not loaded either.
 
     Args:
-        allowed_types: Classes, and pairs of a module's name and a class's name in it. A subclass
-            has a name of its own.
+        allowed_types: Classes, and pairs of a module's name and the name of a class in it. Allowing
+            a class does not allow its subclasses.
 
     Raises:
-        ConfigurationError: One of the types is neither, or a class whose values could not be
-            loaded, because its module does not have it under its name.
+        ConfigurationError: One of the types is neither a class nor such a pair, or is a class whose
+            values could not be loaded, because its module does not have it under its name.
     """
 
     def __init__(self, allowed_types: AllowedTypes = ()) -> None:
@@ -159,7 +158,7 @@ class StrictSerializer(LosslessSerializer):
 
 
 def _tell_listeners(module: str, name: str = "", *method: str) -> None:
-    """Tell LangGraph's listeners of what is not called, as its own serializer does."""
+    """Report a refused call to LangGraph's listeners, as its own serializer does."""
     event: SerdeEvent = {"kind": "msgpack_blocked", "module": module, "name": name}
     if method:
         event["kind"], event["method"] = "msgpack_method_blocked", method[0]

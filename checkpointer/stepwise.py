@@ -1,7 +1,7 @@
-"""A transaction on SQLite through SQLAlchemy's own connection, some hops a statement.
+"""A transaction on SQLite through SQLAlchemy's own connection, with several hops for a statement.
 
-The way for versions of aiosqlite whose thread takes no whole function from us: slower, and by
-public names alone.
+It is used where a release of aiosqlite or SQLAlchemy lacks the private names that `worker` needs.
+It is slower, and uses public names only.
 """
 
 import asyncio
@@ -32,21 +32,21 @@ T = TypeVar("T")
 Locks = WeakKeyDictionary[Pool, asyncio.Lock]
 
 _shared: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, Locks]()
-"""Of pools with one connection for all: transactions on it wait for each other."""
+"""Locks of pools whose callers share one connection: transactions on it wait for each other."""
 
 
 class Caller:
-    """Who waits for statements that must not be cut off.
+    """The caller of a transaction, whose cancellation must not interrupt a statement.
 
-    SQLAlchemy closes a connection whose statement is cancelled, while the thread still works there.
-    An in-memory database would be lost with it.
+    SQLAlchemy closes a connection when its statement is cancelled, although the thread still runs
+    the statement. An in-memory database would be lost with the connection.
     """
 
     def __init__(self) -> None:
         self._gone = False
 
     def check(self) -> None:
-        """End a transaction that nobody wants any more.
+        """Raise if the caller was cancelled, so that the transaction is rolled back.
 
         Raises:
             asyncio.CancelledError: The caller was cancelled.
@@ -55,9 +55,9 @@ class Caller:
             raise asyncio.CancelledError
 
     async def wait(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Run steps to their end, which come to it by `check` when the caller is cancelled.
+        """Run steps to their end. If the caller is cancelled, `check` ends them early.
 
-        No other timeout may run inside of them: it would not be heard.
+        The steps may set no timeout: a timeout cancels, and they do not see cancellations.
 
         Raises:
             asyncio.CancelledError: The caller was cancelled meanwhile.
@@ -76,9 +76,9 @@ class Caller:
 
 
 class _Uncut(Generic[T]):
-    """Awaits steps in the caller's own task, whose cancellation they do not see.
+    """Runs steps in the caller's own task, and hides the task's cancellation from them.
 
-    In a task of their own, a closing loop would cancel them all the same.
+    In a task of their own, they would still be cancelled when the event loop is closed.
     """
 
     def __init__(self, steps: Coroutine[Any, Any, T], cancelled: Callable[[], None]) -> None:
@@ -146,7 +146,7 @@ class StepConnection(CoreConnection):
 async def run_stepwise(engine: AsyncEngine, work: Callable[[StepConnection], T], begin: str) -> T:
     """Run work in one transaction on one of the engine's connections.
 
-    When cancelled, it waits for the statement under way and rolls back, unless it commits already.
+    When cancelled, it waits for the running statement and rolls back, unless that is the COMMIT.
 
     Args:
         engine: An engine of aiosqlite.
@@ -175,7 +175,7 @@ async def run_core_stepwise(
 async def join_stepwise(
     connection: AsyncConnection, join: Callable[[sa.Connection, Caller], T]
 ) -> T:
-    """Run something on an application's connection, which nobody may cut off."""
+    """Run work on an application's connection, and let no cancellation interrupt a statement."""
     caller = Caller()
     async with _turn(connection.engine.pool):
         return await caller.wait(connection.run_sync(join, caller))
@@ -195,7 +195,7 @@ async def _transact(
 
 
 def _turn(pool: Pool) -> AbstractAsyncContextManager[object]:
-    """What keeps others from a connection that all share."""
+    """Return a lock if all callers share one connection, and a context that does nothing if not."""
     if not isinstance(pool, StaticPool):
         return nullcontext()
     locks = _shared.setdefault(asyncio.get_running_loop(), WeakKeyDictionary())
@@ -210,7 +210,7 @@ def _within(
     if raw.in_transaction and not implicit:
         raise not_free("SQLite connection")
     with core.get_transaction() or core.begin():
-        if raw.in_transaction:  # begun by a listener or the driver, and perhaps of another kind
+        if raw.in_transaction:  # a listener or the driver began it, perhaps not as `begin` would
             core.exec_driver_sql("ROLLBACK")
         core.exec_driver_sql(begin)
         try:

@@ -1,4 +1,4 @@
-"""The sqlite3 connection below one of aiosqlite, and whether its thread takes whole functions."""
+"""The sqlite3 connection inside an aiosqlite connection, and whether its thread runs functions."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _PROBE: Final = "checkpointer_probe"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Underlying:
-    """What one look at a connection of aiosqlite has found.
+    """What is known about a connection of aiosqlite.
 
     Attributes:
         raw: The sqlite3 connection, whose attributes may be read and set in any thread.
@@ -73,9 +73,9 @@ async def _look(driver: Any, database: str | None) -> Underlying:
 
 
 async def _takes_functions(driver: Any, cursor: Any) -> bool:
-    """Whether a function that is handed over runs where statements do, and its result comes back.
+    """Whether `_execute` runs a function in the thread of the statements, and returns its result.
 
-    aiosqlite has no public way to hand one over.
+    aiosqlite has no public way to run a function there.
     """
     threads: list[int] = []
     await driver.create_function(_PROBE, 0, partial(_note_thread, threads))
@@ -94,10 +94,10 @@ def _note_thread(threads: list[int]) -> int:
 
 
 def give_back(pooled: PoolProxiedConnection) -> None:
-    """Give a connection back to its pool, on which no transaction of ours is open any more.
+    """Give a connection back to its pool, after our transaction on it has ended.
 
-    A reset would be one more hop; and one more that can be cancelled, which SQLAlchemy logs as an
-    error. It has no public way to leave that out for one connection.
+    A reset would be one more hop. It could also be cancelled, which SQLAlchemy logs as an error.
+    SQLAlchemy has no public way to leave out the reset for one connection.
     """
     if skips_reset(cast("Any", type(pooled))):
         cast("Any", pooled)._close_special(transaction_reset=True)  # noqa: SLF001
@@ -113,15 +113,15 @@ def skips_reset(kind: type) -> bool:
 
 
 def any_text(data: bytes) -> str:
-    """Text as it is stored, also where damage has left bytes that are no UTF-8."""
+    """Return text from stored bytes, also from damaged bytes that are not UTF-8."""
     return data.decode(errors="surrogateescape")
 
 
 def reads_damaged(raw: sqlite3.Connection, exc: BaseException | None) -> bool:
     """Whether a statement failed on text that is not UTF-8, and should be run with `any_text`.
 
-    The error is the sqlite3 module's own, and has no code. Whoever reads the row tells what is
-    wrong with it, and the other rows stay readable.
+    That error comes from the sqlite3 module itself, and has no code. With `any_text`, the other
+    rows stay readable, and the code that reads the damaged row says what is wrong with it.
     """
     return (
         isinstance(exc, sqlite3.OperationalError)

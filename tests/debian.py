@@ -2,7 +2,7 @@
 
 Nothing is installed into the system, and no rights are needed.
 
-As a program, `python tests/debian.py pgbouncer postgresql-15` unpacks these unless they are there.
+`python tests/debian.py pgbouncer postgresql-15` unpacks these two, unless they are there already.
 """
 
 import os
@@ -18,13 +18,13 @@ from typing import Any, Final
 
 @dataclass(frozen=True)
 class Package:
-    """A package of which the tests run a program.
+    """A package with a program that the tests run.
 
     Attributes:
-        name: The package.
-        folder: Where its program is, below the root of the file system.
-        program: The program.
-        any_version: Whether a program of that name on the PATH will do.
+        name: The name of the package.
+        folder: The directory of its program, relative to the root of the file system.
+        program: The name of the program.
+        any_version: Whether a program of that name on the PATH may be used, whatever its version.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Package:
 
     @property
     def unpacked(self) -> Path:
-        """Where `fetch` unpacks the package and its libraries."""
+        """The directory into which `fetch` unpacks the package and its libraries."""
         return Path(__file__).resolve().parent.parent / ".debian" / self.name
 
     def find(self) -> Path | None:
-        """Return the program, installed or unpacked, or `None` if it is neither."""
+        """Return the path of the program, or `None` if it is neither installed nor unpacked."""
         path = [f"/{self.folder}", str(self.unpacked / self.folder)]
         if self.any_version:
             path.append(os.environ.get("PATH", os.defpath))
@@ -46,7 +46,7 @@ class Package:
         return None if found is None else Path(found)
 
     def environment(self, program: Path) -> dict[str, str]:
-        """Return the environment in which a program, if it was unpacked, finds its libraries."""
+        """Return the environment for running a program: an unpacked one needs its libraries."""
         if not program.is_relative_to(self.unpacked):
             return {**os.environ}
         libraries = sorted({str(path.parent) for path in self.unpacked.rglob("*.so*")})
@@ -60,7 +60,7 @@ class Package:
             subprocess.CalledProcessError: The packages cannot be downloaded.
         """
         self.unpacked.parent.mkdir(exist_ok=True)
-        # Package lists of our own: the system's may be missing or old, and only root changes them.
+        # Package lists of our own: the system's may be missing or old, and only root updates them.
         with tempfile.TemporaryDirectory(dir=self.unpacked.parent) as name:
             top = Path(name)
             for folder in ("state/lists/partial", "cache/archives/partial", "packages", "unpacked"):
@@ -69,11 +69,11 @@ class Package:
                 "Dir::State": top / "state",
                 "Dir::State::status": "/var/lib/dpkg/status",
                 "Dir::Cache": top / "cache",
-                # As root, apt would download as a user who may not enter this directory.
+                # Else root's apt downloads as another user, who may not enter this directory.
                 "APT::Sandbox::User": "root",
             }
             apt = [f"-o{key}={value}" for key, value in options.items()]
-            # Of several sources, the one that fails need not be the one that has the packages.
+            # Unchecked: if one of several package sources fails, another may have the packages.
             _run("apt-get", *apt, "-qq", "update", check=False)
             wanted: set[str] = set()
             new = {self.name}
@@ -89,7 +89,7 @@ class Package:
 
 
 _LEFT_OUT: Final = r"c6\b|llvm"
-"""Of the libraries: the C library is the system's own, and no test compiles SQL (120 MB)."""
+"""Libraries that are not fetched: the system has its C library, and no test needs LLVM (120 MB)."""
 
 PGBOUNCER: Final = Package("pgbouncer", "usr/sbin", "pgbouncer", any_version=True)
 POSTGRESQL_15: Final = Package("postgresql-15", "usr/lib/postgresql/15/bin", "postgres")
@@ -104,7 +104,7 @@ def _run(
 
 
 def main() -> None:
-    """Fetch the packages that are named, unless they are there."""
+    """Fetch the packages that the arguments name, unless their programs are there already."""
     for name in sys.argv[1:]:
         package = PACKAGES[name]
         if package.find() is None:
@@ -112,8 +112,8 @@ def main() -> None:
                 package.fetch()
             except (OSError, subprocess.CalledProcessError) as exc:
                 sys.stderr.write(
-                    f"{name} is not installed, and its package cannot be downloaded: {exc}. Its "
-                    f"tests are skipped, and fail where CI is set. Install it to run them.\n"
+                    f"{name} is not installed, and its package cannot be downloaded: {exc}. Tests "
+                    f"that need it are skipped, or fail where CI is set. Install it to run them.\n"
                 )
 
 

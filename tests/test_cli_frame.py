@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -358,7 +359,8 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
     Args:
         arguments: The command's.
         typed: What is typed ahead.
-        stopped_at: Ctrl-C is pressed once this is drawn.
+        stopped_at: Ctrl-C is pressed once this is drawn, and again if nothing comes of it: Python
+            misses a signal that comes just before it waits for a line.
     """
     ours, its = pty.openpty()
     with subprocess.Popen(
@@ -375,9 +377,10 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
         try:
             while some := os.read(ours, 4096):
                 drawn += some
-                if stopped_at and stopped_at.encode() in drawn:
+                while stopped_at and stopped_at.encode() in drawn:
                     started.send_signal(signal.SIGINT)
-                    stopped_at = ""
+                    if select.select([ours], [], [], 2)[0]:
+                        stopped_at = ""
         except OSError:  # how the end of a terminal is told on Linux
             os.close(ours)
     return started.returncode, drawn.decode().replace("\r\n", "\n")
