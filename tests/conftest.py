@@ -31,22 +31,6 @@ STEPWISE_VARIABLE = "CHECKPOINTER_TEST_STEPWISE"
 
 SERVER_VARIABLE = "CHECKPOINTER_TEST_POSTGRES_URL"
 
-UNMEASURED = {
-    "test_allowlist.py",
-    "test_fuzz.py",
-    "test_graphs.py",
-    "test_hostile_rows.py",
-    "test_model.py",
-    "test_pgbouncer.py",
-    "test_secrets.py",
-    "test_serde.py",
-    "test_statements.py",
-    "test_sync.py",
-    "test_values.py",
-}
-"""Tests that mostly run other packages' code, and whose lines of ours others run as well: without
-coverage, they take little more than half the time."""
-
 DATABASES = {"database_kind", "postgres_url", "pgbouncer_url", "sqlite_template"}
 """The fixtures of which a test that needs a database takes one."""
 
@@ -56,10 +40,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the unit tests, which use no database, and those whose coverage is not measured."""
+    """Mark the unit tests, which use no database."""
     for item in items:
-        if item.path.name in UNMEASURED:
-            item.add_marker("no_cover")
         if DATABASES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("unit")
 
