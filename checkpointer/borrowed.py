@@ -272,4 +272,9 @@ def _engine_of_session(session: AsyncSession) -> AsyncEngine:
             "found a session that is bound to no engine of its own, expected one; pass "
             "`await session.connection(bind_arguments=...)` instead"
         ) from exc
-    return AsyncEngine(bound.engine)
+    # The one that the application has. One made anew takes its place: `connection.engine` of the
+    # application's next connections would be ours.
+    known: Callable[[sa.Engine], AsyncEngine] = getattr(
+        AsyncEngine, "_retrieve_proxy_for_target", AsyncEngine
+    )
+    return known(bound.engine)

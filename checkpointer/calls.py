@@ -83,6 +83,8 @@ def _in_json(text: bytes) -> set[Name]:
 
     def hook(value: dict[str, Any]) -> Any:
         version = value.get("lc")
+        if any(isinstance(value.get(key), _Anything) for key in ("lc", "type")):
+            names.add(("an object of JSON",))  # what it is would first be computed
         if version not in (1, 2):
             return value
         if value.get("type") == "constructor":

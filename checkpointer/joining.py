@@ -48,7 +48,8 @@ async def join(
         UsageError: The driver commits each statement at once, or might commit a savepoint.
     """
     in_worker = partial(_join_in_worker, work=work, schema=schema, writes=writes)
-    if await connection.run_sync(_takes_functions):
+    # Whole: SQLAlchemy closes a connection whose statement is cancelled.
+    if await Caller().wait(connection.run_sync(_takes_functions)):
         return await connection.run_sync(in_worker)
     return await join_stepwise(
         connection, partial(_join_core, work=work, schema=schema, writes=writes)
@@ -68,7 +69,8 @@ def _join_in_worker(
 
     def transact(connection: WorkerConnection, hop: Hop[Any]) -> T:
         raw = connection.raw
-        joined = Joined(connection, raw, raw.execute, hop.check)
+        mode = getattr(raw, "autocommit", None)
+        joined = Joined(connection, raw, mode, raw.execute, hop.check)
         return joined.run(work, writes=writes, loose=loose)
 
     try:
@@ -86,7 +88,8 @@ def _join_core(
     writes: bool,
 ) -> T:
     connection = StepConnection(core, caller, schema)
-    joined = Joined(connection, connection.raw, core.exec_driver_sql, caller.check)
+    raw, mode = connection.raw, connection.below.autocommit
+    joined = Joined(connection, raw, mode, core.exec_driver_sql, caller.check)
     return joined.run(work, writes=writes, loose=_is_loose(core))
 
 
@@ -113,6 +116,7 @@ class Joined:
 
     connection: Connection
     raw: sqlite3.Connection
+    autocommit: object
     execute: Callable[[str], object]
     check: Callable[[], None]
 
@@ -122,13 +126,12 @@ class Joined:
         Raises:
             UsageError: The driver commits each statement at once, or might commit a savepoint.
         """
-        mode = getattr(self.raw, "autocommit", None)
-        if mode is True:
+        if self.autocommit is True:
             raise UsageError(
                 "found an SQLite connection of the driver's mode autocommit=True, expected one "
                 "with transactions; leave that option of the driver out"
             )
-        if writes and loose and mode is not False:
+        if writes and loose and self.autocommit is not False:
             raise UsageError(
                 "found a savepoint on an SQLite connection whose transaction may have begun with "
                 "it, expected one whose end does not commit; let the engine begin transactions: "

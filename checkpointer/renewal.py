@@ -19,25 +19,30 @@ _renewed: Final = weakref.WeakKeyDictionary[Pool, float]()
 def renew(pool: Pool) -> None:
     """Make a pool replace all connections that it has, each before its next use.
 
-    SQLAlchemy does this itself when it finds a lost connection, but has no public name for it.
+    SQLAlchemy does this itself when it finds a lost connection, but has no public name for it. By
+    public events, the pool's own ping and other listeners still meet a lost connection first.
     """
     if isinstance(pool, StaticPool):  # its only connection may be the database itself
         return
     first = pool not in _renewed
-    _renewed[pool] = time.monotonic()
-    if first:
+    _renewed[pool] = time.time()
+    invalidate = getattr(pool, "_invalidate", None)
+    if callable(invalidate):
+        invalidate(None)
+    elif first:
         event.listen(pool, "connect", _connected)
-        event.listen(pool, "checkout", partial(_checked_out, weakref.ref(pool)))
+        event.listen(pool, "checkout", partial(_checked_out, weakref.ref(pool)), insert=True)
 
 
 def is_outdated(pool: Pool, record: ConnectionPoolEntry) -> bool:
     """Whether a connection is from before its pool was renewed."""
-    return float(record.info.get(_CONNECTED, 0)) < _renewed.get(pool, 0)
+    connected = record.info.get(_CONNECTED) or getattr(record, "last_connect_time", None)
+    return float(connected or 0) < _renewed.get(pool, 0)
 
 
 def _connected(connection: Any, record: ConnectionPoolEntry) -> None:
     del connection
-    record.info[_CONNECTED] = time.monotonic()
+    record.info[_CONNECTED] = time.time()
 
 
 def _checked_out(

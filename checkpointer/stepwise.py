@@ -22,7 +22,6 @@ from checkpointer.owners import check_not_inherited
 from checkpointer.underlying import (
     any_text,
     in_transaction,
-    is_implicit,
     no_key,
     reads_damaged,
     underlying,
@@ -104,7 +103,8 @@ class StepConnection(CoreConnection):
 
     def __init__(self, core: sa.Connection, caller: Caller, schema: str | None) -> None:
         super().__init__(core, caller.check, schema)
-        self.raw = underlying(core.connection, core.engine.url.database).raw
+        self.below = underlying(core.connection, core.engine.url.database)
+        self.raw = self.below.raw
 
     def fetch(self, statement: Executable, parameters: Parameters = NOTHING) -> Sequence[Any]:
         """All rows of a statement.
@@ -205,8 +205,8 @@ def _turn(pool: Pool) -> AbstractAsyncContextManager[object]:
 def _within(
     core: sa.Connection, work: Callable[[sa.Connection], T], begin: str, caller: Caller
 ) -> T:
-    raw = underlying(core.connection, core.engine.url.database).raw
-    implicit = is_implicit(raw)
+    below = underlying(core.connection, core.engine.url.database)
+    raw, implicit = below.raw, below.autocommit is False
     if raw.in_transaction and not implicit:
         raise not_free("SQLite connection")
     with core.get_transaction() or core.begin():

@@ -1,6 +1,7 @@
 """The sqlite3 connection inside an aiosqlite connection, and whether its thread runs functions."""
 
 import sqlite3
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
@@ -16,6 +17,7 @@ from checkpointer.projection import contains_json
 _UNDERLYING: Final = "checkpointer_underlying"
 """Where a pooled connection keeps its `Underlying`."""
 
+_CONTAINS: Final = "checkpointer_contains"
 _PROBE: Final = "checkpointer_probe"
 """The SQL function that tells in which thread statements run."""
 
@@ -25,18 +27,15 @@ class Underlying:
     """What is known about a connection of aiosqlite.
 
     Attributes:
-        raw: The sqlite3 connection, whose attributes may be read and set in any thread.
+        raw: The sqlite3 connection, whose other attributes may be read and set in any thread.
         takes_functions: Whether aiosqlite's private `_execute` runs a function in the thread in
             which the connection's statements run.
+        autocommit: The driver's mode of Python 3.12, which can be read in that thread alone.
     """
 
     raw: sqlite3.Connection
     takes_functions: bool
-
-
-def is_implicit(raw: sqlite3.Connection) -> bool:
-    """Whether the driver keeps a transaction open all the time, as `autocommit=False` has it."""
-    return getattr(raw, "autocommit", None) is False
+    autocommit: object
 
 
 def in_transaction(raw: sqlite3.Connection) -> bool:
@@ -58,39 +57,62 @@ def underlying(pooled: PoolProxiedConnection, database: str | None) -> Underlyin
     """
     known = cast("Underlying | None", pooled.info.get(_UNDERLYING))
     if known is None:
-        look = partial(_look, database=database)
+        look = partial(_look, info=pooled.info, database=database)
         known = pooled.info[_UNDERLYING] = cast("Any", pooled.dbapi_connection).run_async(look)
     return known
 
 
-async def _look(driver: Any, database: str | None) -> Underlying:
-    await driver.create_function("checkpointer_contains", 2, contains_json, deterministic=True)
+async def _look(driver: Any, info: MutableMapping[Any, Any], database: str | None) -> Underlying:
+    probe: _Probe = info.setdefault(_PROBE, _Probe())
+    await _define(driver, info, _CONTAINS, 2, contains_json, deterministic=True)
+    await _define(driver, info, _PROBE, 0, probe)
     async with driver.cursor() as cursor:
-        raw = cursor.connection
-        takes_functions = await _takes_functions(driver, cursor)
+        probe.raw = raw = cursor.connection
+    try:
+        await driver.execute_fetchall(f"SELECT {_PROBE}()")  # one hop: no statement stays open
+    finally:
+        probe.raw = None  # the connection keeps its functions, and would keep itself
+    takes_functions = await _takes_functions(driver, probe)
     note_open_file(raw, database)
-    return Underlying(raw, takes_functions)
+    return Underlying(raw, takes_functions, probe.autocommit)
 
 
-async def _takes_functions(driver: Any, cursor: Any) -> bool:
+class _Probe:
+    """Notes in which threads statements run, and what can be read there alone."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self.raw: sqlite3.Connection | None = None
+        self.autocommit: object = None
+
+    def __call__(self) -> None:
+        self.threads.add(get_ident())
+        if self.raw is not None:  # another task that shares the connection may have looked already
+            self.autocommit = getattr(self.raw, "autocommit", None)
+
+
+async def _define(
+    driver: Any, info: MutableMapping[Any, Any], name: str, *args: Any, **options: Any
+) -> None:
+    """Define an SQL function once, also where tasks that share a connection look at it together.
+
+    SQLite refuses to define one again while any statement is under way. What another task hands
+    over after this comes after it: the thread does one thing after another.
+    """
+    if info.setdefault((_UNDERLYING, name), mark := object()) is mark:
+        await driver.create_function(name, *args, **options)
+
+
+async def _takes_functions(driver: Any, probe: _Probe) -> bool:
     """Whether `_execute` runs a function in the thread of the statements, and returns its result.
 
     aiosqlite has no public way to run a function there.
     """
-    threads: list[int] = []
-    await driver.create_function(_PROBE, 0, partial(_note_thread, threads))
-    await cursor.execute(f"SELECT {_PROBE}()")
     try:
-        answer = await driver._execute(partial(_note_thread, threads))  # noqa: SLF001
+        answer = await driver._execute(get_ident)  # noqa: SLF001
     except Exception:  # noqa: BLE001 - whatever it is, it is not what we need
         return False
-    # Both have run, in one thread, which is not the event loop's.
-    return answer == threads[0] and threads == [answer, answer] and answer != get_ident()
-
-
-def _note_thread(threads: list[int]) -> int:
-    threads.append(get_ident())
-    return threads[-1]
+    return probe.threads == {answer} and answer != get_ident()
 
 
 def give_back(pooled: PoolProxiedConnection) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from threading import get_ident
 from typing import Any
 
 import aiosqlite
@@ -11,8 +11,10 @@ import pytest
 import sqlalchemy as sa
 from pyfastcdc import FastCDC
 from schemas import query
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, StaticPool
 from storing import LARGE, config, operate, put, statements, stored_rows
 
 from checkpointer import (
@@ -21,10 +23,13 @@ from checkpointer import (
     UsageError,
     chunking,
     create_saver,
+    renewal,
     underlying,
     wire,
     worker,
 )
+
+pytestmark = pytest.mark.everywhere
 
 Saver = AsyncSQLAlchemySaver
 Answer = Callable[[Callable[[], Any]], Any]
@@ -59,10 +64,7 @@ def hand_over(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     handed: list[object] = []
 
     async def broken(self: Any, function: Any, *args: Any, **options: Any) -> Any:
-        ours = isinstance(function, worker.Hop) or (
-            isinstance(function, partial) and function.func.__module__.startswith("checkpointer.")
-        )
-        if not ours:
+        if not isinstance(function, worker.Hop) and function is not get_ident:
             return await execute(self, function, *args, **options)
         handed.append(function)
         return request.param(function)
@@ -127,6 +129,86 @@ class TestOneConnectionForAll:
             await put(saver, THREAD, "2")
             assert await connection.scalar(sa.text("SELECT a FROM mine")) == 1
         await engine.dispose()
+
+
+@on_sqlite
+async def test_tasks_look_at_a_connection_that_they_share_together(database_kind: str) -> None:
+    for _ in range(20):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        savers = [create_saver(engine) for _ in range(4)]
+        assert await asyncio.gather(*(saver.aget_tuple(THREAD) for saver in savers)) == [None] * 4
+        await engine.dispose()
+
+
+@on_sqlite
+@pytest.mark.parametrize("waits", range(8))
+async def test_a_call_that_is_cancelled_at_its_first_look_leaves_the_application_its_connection(
+    database_kind: str, waits: int
+) -> None:
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    event.listen(engine.sync_engine, "begin", lambda core: core.exec_driver_sql("BEGIN"))
+    async with create_saver(engine) as saver:
+        await saver.setup()
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("CREATE TABLE mine (a)")
+            call = asyncio.create_task(saver.using(connection).aget_tuple(THREAD))
+            for _ in range(waits):
+                await asyncio.sleep(0.0005)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            await connection.exec_driver_sql("INSERT INTO mine VALUES (1)")
+        async with engine.connect() as connection:
+            assert await connection.scalar(sa.text("SELECT count(*) FROM mine")) == 1
+    await engine.dispose()
+
+
+async def test_a_sessions_engine_stays_the_applications_own(migrated_url: str) -> None:
+    engine = create_async_engine(migrated_url)
+
+    class Routed(Session):
+        def get_bind(self, *args: Any, **options: Any) -> sa.Engine:
+            return engine.sync_engine
+
+    async with create_saver(engine) as saver:
+        async with AsyncSession(sync_session_class=Routed) as session:
+            assert await saver.using(session).aget_tuple(THREAD) is None
+        async with AsyncSession(sync_session_class=Routed) as session:
+            assert (await session.connection()).engine is engine
+    await engine.dispose()
+
+
+class TestRenewedPools:
+    """All connections of a pool are replaced once the database was lost."""
+
+    @pytest.fixture(params=["private", "public"])
+    async def engine(
+        self, request: pytest.FixtureRequest, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[AsyncEngine]:
+        engine = create_async_engine(migrated_url, poolclass=AsyncAdaptedQueuePool)
+        if request.param == "public":
+            monkeypatch.setattr(Pool, "_invalidate", None)
+        yield engine
+        await engine.dispose()
+
+    async def test_each_connection_is_replaced_once(self, engine: AsyncEngine) -> None:
+        made: list[object] = []
+        event.listen(engine.sync_engine, "connect", lambda connection, _: made.append(connection))
+        for expected in (1, 2, 2, 3):
+            if expected > len(made) > 0:
+                renewal.renew(engine.pool)
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+            assert len(made) == expected
+
+    async def test_listeners_do_not_pile_up(self, engine: AsyncEngine) -> None:
+        for _ in range(5):
+            renewal.renew(engine.pool)
+            async with engine.connect():
+                renewal.renew(engine.pool)
+        dispatch: Any = engine.pool.dispatch
+        assert len(dispatch.checkout) <= 1
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the driver has no such modes")
