@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import PurePath
 from threading import Thread
@@ -151,18 +151,33 @@ async def _open(*args: Any, **options: Any) -> aiosqlite.Connection:
     """Open a file, in a thread that ends with the process, and at once if that fails.
 
     A thread whose file cannot be opened still tells the event loop that it ends: where the loop is
-    closed by then, it would print a traceback.
+    closed by then, it would print a traceback. And aiosqlite forgets the connection that its thread
+    has opened by the time that the call is cancelled.
     """
-    connection = aiosqlite.connect(*args, **options)
+    opened: list[sqlite3.Connection] = []
+    make = options.pop("factory", sqlite3.Connection)
+
+    def factory(*given: Any, **named: Any) -> sqlite3.Connection:
+        opened.append(make(*given, **named))
+        return opened[0]
+
+    connection = aiosqlite.connect(*args, factory=factory, **options)
     # Before its version 0.22, the connection is the thread. Where neither is, it ends as it likes.
     thread: object = getattr(connection, "_thread", connection)
+
+    def end() -> None:
+        if isinstance(thread, Thread) and thread.is_alive():
+            thread.join()
+        for one in opened:
+            with suppress(sqlite3.ProgrammingError):  # one in memory obeys its own thread alone
+                one.close()
+
     if isinstance(thread, Thread):
         thread.daemon = True  # SQLAlchemy's dialect sets this as well
     try:
         return await connection
     except BaseException:
-        if isinstance(thread, Thread) and thread.is_alive():
-            await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(end)
         raise
 
 
