@@ -36,7 +36,7 @@ else
 	$(PYTEST) -m 'not long' $(ARGS)
 endif
 
-test-long: $(VENV)/.test .debian/pgbouncer ## Run the long tests: kills, races, outages, load, fuzzing, real servers
+test-long: $(VENV)/.long .debian/pgbouncer ## Run the long tests: kills, races, outages, load, fuzzing, real servers
 	$(PYTEST) -m long $(ARGS)
 
 # Direct dependencies only: they set the bounds of their own dependencies.
@@ -116,9 +116,9 @@ clean: ## Remove environments, unpacked programs, caches and builds
 
 # One stamp file for each dependency group, so that a group is installed again only when it may have
 # changed. `dev` contains the other groups.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.release $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(addprefix $(VENV)/.,examples test long bench docs release dev): $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable . --group $*
-	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test bench docs release))
+	@touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.,examples test long bench docs release))
 
 # The pip that comes with Python 3.11 does not know dependency groups.
 $(VENV)/.pip: constraints.txt
