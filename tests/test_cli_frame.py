@@ -264,6 +264,9 @@ def test_a_file_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> Non
     assert "unable to open database file" in done.stderr
 
 
+@pytest.mark.skipif(
+    not hasattr(aiosqlite.Connection, "stop"), reason="the thread of aiosqlite 0.21 is the connection"
+)
 async def test_no_thread_is_left_of_a_file_that_cannot_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
