@@ -265,7 +265,8 @@ def test_a_file_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(
-    not hasattr(aiosqlite.Connection, "stop"), reason="the thread of aiosqlite 0.21 is the connection"
+    not hasattr(aiosqlite.Connection, "stop"),
+    reason="before aiosqlite 0.22, the thread is the connection",
 )
 async def test_no_thread_is_left_of_a_file_that_cannot_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
