@@ -29,7 +29,7 @@ RULES: Final = re.compile(r"^([a-z][a-z0-9 -]*):(?!=)", re.MULTILINE)
 TARGETS: Final = set(" ".join(RULES.findall((ROOT / "Makefile").read_text())).split())
 
 ELSEWHERE: Final = re.compile(
-    rb"pypi[.]org/simple|files[.]pythonhosted"
+    rb"pypi[.]org/simple|files[.]python[h]osted"
     rb"|/root[/]|/home[/](?!runner/)\w+/|/Users[/]\w+/"
 )
 """Addresses of package indexes, and paths of one machine. The pattern does not match itself."""
