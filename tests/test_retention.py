@@ -440,27 +440,23 @@ async def _waits_for_a_row(saver: Saver) -> bool:
         return bool(await connection.scalar(sa.text(sql)))
 
 
-async def test_others_are_put_to_between_the_threads_that_are_pruned(saver: Saver) -> None:
+async def test_others_are_put_to_between_the_threads_that_are_pruned(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(6):
         await line(saver, config(f"old {number}"), "1", "2")
-    puts: list[int] = []
+    retain, at, puts = saver._retain, config("a new one"), 0
 
-    async def go_on() -> None:
-        at = config("busy")
-        while not done.is_set():
-            at = await put(saver, at, f"{len(puts):03}", a=1)
-            puts.append(1)
+    async def retain_and_put(*args: Any, **options: Any) -> None:
+        nonlocal at, puts
+        await retain(*args, **options)
+        at = await put(saver, at, f"{puts:03}", a=1)
+        puts += 1
 
-    done = asyncio.Event()
-    going_on = asyncio.create_task(go_on())
-    seen: list[int] = []
-    await saver.aretain(
-        RetentionPolicy(keep_last=1000, idle_for=timedelta()),
-        progress=lambda *_: seen.append(len(puts)),
-    )
-    done.set()
-    await going_on
-    assert len(set(seen)) > 2
+    monkeypatch.setattr(saver, "_retain", retain_and_put)
+    report = await saver.aretain(RetentionPolicy(keep_last=1))
+    assert [one.checkpoints for one in report.threads] == [{"": ["1"]}] * 6
+    assert puts == 6
 
 
 # Refusals.
