@@ -106,7 +106,7 @@ def through(pooler: sa.URL, url: str | sa.URL) -> sa.URL:
 
 
 def _wait_for(url: sa.URL, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             psycopg.connect(url.render_as_string(hide_password=False)).close()

@@ -3,18 +3,18 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from langgraph_sdk import get_sync_client
-from test_factory import unused_port
 
 from checkpointer import SchemaMissingError, create_saver, open_saver
 from checkpointer.engine import URL_VARIABLE
@@ -23,6 +23,15 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "agent_server"
 SECONDS = 60
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("agent server")]
+
+
+def free_port() -> int:
+    """A port of none of those that the system gives to whoever asks for any."""
+    for port in range(20_000, 30_000):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("found no free port")
 
 
 class AgentServer:
@@ -36,7 +45,7 @@ class AgentServer:
     def __init__(self, directory: Path, url: str) -> None:
         self.directory = directory
         self.log = directory / "server.log"
-        self.address = f"http://127.0.0.1:{(port := unused_port())}"
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LANG", "OTEL"))}
         quiet = {"LANGSMITH_TRACING": "false", "LANGGRAPH_NO_VERSION_CHECK": "true"}
         with self.log.open("wb") as log:

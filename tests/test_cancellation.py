@@ -372,8 +372,9 @@ async def test_calls_that_run_into_a_timeout(opened: Opened, onlooker: Onlooker)
             checks = Checks(name, onlooker, healthy)
             taken = 0.0
             for turn in range(INTENSITY.timeouts):
-                # The first has time enough, and tells how long the others need.
-                seconds = 30.0 if turn == 0 else moments.uniform(0, 1.1) * taken
+                # The first has time enough, and tells how long the others need; the second has no
+                # time at all.
+                seconds = moments.uniform(0, 1.1) * taken if turn > 1 else 30.0 * (turn == 0)
 
                 async def within(work: Work, seconds: float = seconds) -> None:
                     nonlocal taken
@@ -409,7 +410,7 @@ class TestAFileThatAnotherProcessHolds:
                 await asyncio.wait([deletion, copy])
                 assert deletion.cancelled()
                 assert copy.cancelled()
-                assert time.monotonic() - started < 5, "a cancellation waited for the file"
+                assert time.monotonic() - started < 20, "a cancellation waited for the file"
             await at_rest(saver, onlooker)
             assert row_counts(migrated_url) == stored
 
@@ -422,7 +423,7 @@ class TestAFileThatAnotherProcessHolds:
                 for _ in range(5):
                     with pytest.raises(TimeoutError):
                         await asyncio.wait_for(saver.adelete_thread("a thread"), 0.05)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     for _ in range(20):
                         assert await saver.aget_tuple(THREAD) is not None
             await at_rest(saver, onlooker)

@@ -387,7 +387,7 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
                 drawn += some
                 while stopped_at and stopped_at.encode() in drawn:
                     started.send_signal(signal.SIGINT)
-                    if select.select([ours], [], [], 2)[0]:
+                    if select.select([ours], [], [], 15)[0]:
                         stopped_at = ""
         except OSError:  # how the end of a terminal is told on Linux
             os.close(ours)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sqlite3
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from asyncpg.transaction import Transaction  # type: ignore[import-untyped]
+from cancelling import eventually
 from schemas import execute, query
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
@@ -353,6 +354,11 @@ def terminate(url: str) -> int:
 
 SLEEP = sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float)).label("slept"))
 
+SLEEPING = """
+SELECT 1 FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'active' AND query ~ '^SELECT pg_sleep'
+"""
+
 
 async def sleeping(saver: Saver, way: str) -> "asyncio.Task[Any]":
     """A task that waits for the database by now."""
@@ -360,7 +366,8 @@ async def sleeping(saver: Saver, way: str) -> "asyncio.Task[Any]":
         lambda connection: connection.fetch(SLEEP, {"seconds": 60})
     )
     task = asyncio.create_task(work)
-    await asyncio.sleep(0.3)
+    url = saver.engine.url.render_as_string(hide_password=False)
+    await eventually(lambda: task.done() or query(url, SLEEPING), "a statement under way")
     assert not task.done()
     return task
 
@@ -455,14 +462,7 @@ class TestLostConnections:
         task = await sleeping(saver, "read")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        running = (
-            "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^SELECT pg_sleep'"
-        )
-        for _ in range(50):
-            if not query(migrated_url, running):
-                break
-            await asyncio.sleep(0.1)
-        assert query(migrated_url, running) == []
+        await eventually(lambda: not query(migrated_url, SLEEPING), "a statement goes on")
 
 
 @on_sqlite
@@ -490,18 +490,19 @@ class TestSQLite:
     async def test_a_call_that_is_cancelled_stops_nobody(self, saver: Saver, way: str) -> None:
         await put(saver, THREAD, "1")
         queries = queries_for("sqlite")
-        begun: list[object] = []
+        begun, cancelled = threading.Event(), threading.Event()
 
         def slow(connection: Connection) -> object:
-            begun.append(connection)
-            time.sleep(0.2)
+            begun.set()
+            assert cancelled.wait(60)
             return connection.fetch(queries.digests, {"thread_id": "a thread"})
 
         tasks = [asyncio.create_task(getattr(saver._backend, way)(slow)) for _ in range(5)]  # noqa: SLF001
-        while not begun:  # noqa: ASYNC110 - a thread tells no event
-            await asyncio.sleep(0.01)
+        await eventually(begun.is_set, "a statement")
         for task in tasks[:4]:
             task.cancel()
+        await asyncio.sleep(0)
+        cancelled.set()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(one, asyncio.CancelledError) for one in ended] == [True] * 4 + [False]
         assert ended[4] == []

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +208,14 @@ def assert_secret(caught: pytest.ExceptionInfo[BaseException]) -> None:
         error = error.__cause__ or error.__context__
 
 
+@cache
 def unused_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port at which nobody listens; nobody else gets it, because this process keeps it."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()
+    return port
 
 
 async def test_no_message_holds_the_password(postgres_url: str) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from schemas import execute, query
 from storing import LARGE, checkpoint, config, put, statements
 from test_bad_input import assert_explains
-from test_statements import KEYS, explain
+from test_statements import KEYS, explain, without_autovacuum
 from test_statements import fill as store_line
 
 from checkpointer import (
@@ -313,6 +313,7 @@ async def test_lists_and_statistics_touch_the_rows_of_their_page_only(
     saver: Saver, database_url: str, *, scans: bool
 ) -> None:
     """Sorting threads looks at all threads, and at nothing else of theirs."""
+    without_autovacuum(database_url)
     await store_line(saver, 30)
     for number in range(300 if scans else 3):
         await saver.acopy_thread("a thread", f"copy {number}")
@@ -335,6 +336,7 @@ async def test_a_list_by_id_and_statistics_of_all_walk_the_keys(
     saver: Saver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("checkpointer.inventory.PAGE", 64)
+    without_autovacuum(database_url)
     await put(saver, config("a"), "1", {"n": 1}, a=LARGE)
     await saver.aput_writes(config("a", "1"), [("a", LARGE)], "a task")
     for number in range(100):

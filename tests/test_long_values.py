@@ -450,7 +450,7 @@ class Watching(JsonPlusSerializer):
         if len(data[1]) > 10_000:
             self.loading.add(threading.get_ident())
             if self.wait is not None:
-                self.wait.wait(10)
+                self.wait.wait(60)
         return super().loads_typed(data)
 
 

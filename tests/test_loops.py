@@ -34,7 +34,7 @@ from checkpointer import (
 
 Saver = AsyncSQLAlchemySaver
 
-LIMIT = 60
+LIMIT = 180
 """Seconds after which a test that waits has failed."""
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT)]
@@ -333,8 +333,8 @@ class TestCtrlC:
         main = threading.main_thread()
         assert threading.current_thread() is main
         press = threading.Timer(0.3, lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT))
-        press.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come before the block
+            press.start()
             yield
         press.join()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import operator
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,11 +13,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 import sqlalchemy as sa
+from cancelling import eventually
 from databases import PostgreSQLDatabases
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph import END, START, StateGraph
+from schemas import query
 from servers import Server, line, server
-from storing import checkpoint, config, put
+from storing import batches, checkpoint, config, put, statements
 
 import checkpointer
 from checkpointer import (
@@ -58,6 +61,12 @@ def with_driver(url: str, driver: str) -> str:
 
 
 HOLD = b"SELECT FROM checkpointer_threads WHERE thread_id = 'held' FOR UPDATE"
+
+
+async def someone_waits(url: str) -> None:
+    """Wait until a statement waits for a row that another transaction holds."""
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+    await eventually(lambda: query(url, waiting), "a statement that waits")
 
 
 class State(TypedDict):
@@ -209,12 +218,12 @@ async def test_past_the_patience_there_is_one_error_and_then_it_works_again(
             started = time.monotonic()
             puts = (put(saver, config(n), "1") for n in range(20))
             failed = await asyncio.gather(*puts, saver.aget_tuple(THREAD), return_exceptions=True)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 20
         finally:
             await in_thread(own_server.start)
         assert {type(one) for one in failed} == {DatabaseUnavailableError}
         assert "cannot be reached" in str(failed[-1])
-        assert "tried again for 1." in str(failed[-1])
+        assert re.search(r"tried again for [1-9]\d*\.\d s", str(failed[-1]))
         assert "patience" in str(failed[-1])
         await asyncio.gather(*(put(saver, config(n), "1") for n in range(20)))
         assert await saver.aget_tuple(THREAD) is not None
@@ -249,14 +258,14 @@ OPERATIONS: dict[str, Callable[[AsyncSQLAlchemySaver], Any]] = {
 async def test_a_server_that_stalls_is_an_error_at_the_timeout(
     own_server: Server, url: str, driver: str, name: str
 ) -> None:
-    async with create_saver(with_driver(url, driver), patience=0, timeout=0.5) as saver:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=2) as saver:
         await put(saver, THREAD, "1")
         with own_server.paused():
             started = time.monotonic()
-            with pytest.raises(DatabaseUnavailableError, match=r"no answer within 0\.5 s.*timeout"):
+            with pytest.raises(DatabaseUnavailableError, match=r"no answer within 2 s.*timeout"):
                 await OPERATIONS[name](saver)
             # SQLAlchemy and psycopg give the server a few seconds more to end the session.
-            assert time.monotonic() - started < 12
+            assert time.monotonic() - started < 25
         await put(saver, THREAD, "3")
         assert saver.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -265,12 +274,12 @@ async def test_a_server_that_stalls_is_an_error_at_the_timeout(
 async def test_a_server_that_stalls_before_the_first_connection_is_an_error(
     own_server: Server, url: str, driver: str
 ) -> None:
-    async with create_saver(with_driver(url, driver), patience=0, timeout=1) as saver:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=2) as saver:
         with own_server.paused():
             started = time.monotonic()
             with pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
                 await saver.aget_tuple(THREAD)
-            assert time.monotonic() - started < 12
+            assert time.monotonic() - started < 25
         assert await saver.aget_tuple(THREAD) is None
 
 
@@ -286,11 +295,11 @@ async def test_a_stall_within_the_patience_is_no_error(own_server: Server, url: 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_long_transaction_that_goes_on_is_not_cut_off(url: str, driver: str) -> None:
-    async with create_saver(with_driver(url, driver), patience=0, timeout=0.5) as saver:
+    async with create_saver(with_driver(url, driver), patience=0, timeout=3) as saver:
         sleep = sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float)).label("slept"))
 
         def work(connection: Any) -> int:
-            return len([connection.fetch(sleep, {"seconds": 0.3}) for _ in range(4)])
+            return len([connection.fetch(sleep, {"seconds": 1.0}) for _ in range(4)])
 
         assert await saver._backend.write(work) == 4  # noqa: SLF001
 
@@ -306,7 +315,7 @@ async def on_a_line(url: str, driver: str, **options: Any) -> AsyncIterator[Any]
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_half_open_connection_is_replaced(url: str, driver: str) -> None:
-    async with on_a_line(url, driver, timeout=0.5) as (cut, saver):
+    async with on_a_line(url, driver, timeout=2) as (cut, saver):
         await put(saver, THREAD, "1")
         await asyncio.gather(*(saver.aget_tuple(THREAD) for _ in range(10)))
         cut.cut()
@@ -314,15 +323,15 @@ async def test_a_half_open_connection_is_replaced(url: str, driver: str) -> None
         await put(saver, THREAD, "2")
         assert [one.checkpoint["id"] async for one in saver.alist(THREAD)] == ["2", "1"]
         # One timeout, and not one for each connection of the pool.
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_half_open_connection_is_an_error_at_the_timeout(url: str, driver: str) -> None:
-    async with on_a_line(url, driver, timeout=0.5, patience=0) as (cut, saver):
+    async with on_a_line(url, driver, timeout=2, patience=0) as (cut, saver):
         await put(saver, THREAD, "1")
         cut.cut()
-        with pytest.raises(DatabaseUnavailableError, match=r"no answer within 0\.5 s"):
+        with pytest.raises(DatabaseUnavailableError, match="no answer within 2 s"):
             await put(saver, THREAD, "2")
         await put(saver, THREAD, "2")
 
@@ -352,6 +361,10 @@ async def test_serialization_failures_are_tried_again(
 async def test_a_deadlock_is_tried_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """The saver's batch is the one that PostgreSQL ends."""
     caplog.set_level(logging.DEBUG, "checkpointer")
+    with psycopg.connect(libpq(url), autocommit=True) as admin:
+        # A session looks for a deadlock once, after so long a wait: the deadlock must be there.
+        name = sa.make_url(url).database
+        admin.execute(f"ALTER DATABASE {name} SET deadlock_timeout TO '4s'".encode())
     touch = b"UPDATE checkpointer_threads SET updated_at = now() WHERE thread_id = %s"
     async with create_saver(url) as saver:
         await asyncio.gather(put(saver, config("1"), "1"), put(saver, config("2"), "1"))
@@ -360,7 +373,7 @@ async def test_a_deadlock_is_tried_again(url: str, caplog: pytest.LogCaptureFixt
             await connection.execute(touch, ["2"])
             # One batch, which holds the first thread's row and waits for the second one's.
             puts = asyncio.gather(put(saver, config("1"), "2"), put(saver, config("2"), "2"))
-            await asyncio.sleep(0.3)
+            await someone_waits(url)
             await connection.execute(touch, ["1"])
             await connection.commit()
         await puts
@@ -415,11 +428,14 @@ async def test_a_thread_that_someone_holds_keeps_no_other_from_its_puts(url: str
             # The first is alone in its batch; the others share the next one.
             puts = [put(saver, config(name), "2") for name in ("first", "held", "free", "other")]
             first, held, *others = map(asyncio.create_task, puts)
-            await asyncio.wait_for(asyncio.gather(first, *others), 10)
-            started = time.monotonic()
-            later = asyncio.create_task(put(saver, config("held"), "3"))
-            await put(saver, config("free"), "3")
-            assert time.monotonic() - started < 0.4
+            await asyncio.wait_for(asyncio.gather(first, *others), 20)
+            with statements() as seen:
+                later = asyncio.create_task(put(saver, config("held"), "3"))
+                await asyncio.wait_for(put(saver, config("free"), "3"), 20)
+            assert batches(seen)
+            # What is put into the thread that is held is apart from the start.
+            together = ["free", "held"]
+            assert not any(together in one.parameters[0] for one in seen)
             assert not held.done()
             await holder.rollback()
         await asyncio.gather(held, later)
@@ -434,7 +450,7 @@ async def test_the_end_waits_for_what_is_tried_again_apart(url: str) -> None:
         await holder.execute(HOLD)
         puts = [put(saver, config(name), "2") for name in ("first", "held", "free")]
         first, held, free = map(asyncio.create_task, puts)
-        await asyncio.wait_for(asyncio.gather(first, free), 10)
+        await asyncio.wait_for(asyncio.gather(first, free), 20)
         closing = asyncio.create_task(saver.aclose())
         await asyncio.sleep(0.1)
         await holder.close()
@@ -448,12 +464,12 @@ async def test_calls_that_wait_for_the_first_one_share_its_patience(
 ) -> None:
     await in_thread(own_server.stop)
     try:
-        async with create_saver(url, patience=0.5) as saver:
+        async with create_saver(url, patience=1) as saver:
             started = time.monotonic()
             calls = (saver.aget_tuple(config(n)) for n in range(20))
             failed = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(one) for one in failed} == {DatabaseUnavailableError}
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 12
     finally:
         await in_thread(own_server.start)
 
@@ -462,27 +478,27 @@ async def test_a_pool_that_asks_before_it_lends_is_cut_off_too(
     own_server: Server, url: str
 ) -> None:
     options = {"pool_pre_ping": True}
-    async with create_saver(url, patience=0, timeout=0.6, engine_options=options) as saver:
+    async with create_saver(url, patience=0, timeout=2, engine_options=options) as saver:
         await put(saver, THREAD, "1")
         with own_server.paused():
             started = time.monotonic()
-            with pytest.raises(DatabaseUnavailableError, match=r"no answer within 1\.8 s"):
+            with pytest.raises(DatabaseUnavailableError, match="no answer within 6 s"):
                 await saver.aget_tuple(THREAD)
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 25
         assert await saver.aget_tuple(THREAD) is not None
 
 
 async def test_closing_on_a_server_that_stalls_takes_no_time_for_each_connection(
     own_server: Server, url: str
 ) -> None:
-    async with create_saver(url, timeout=0.3) as saver:
+    async with create_saver(url) as saver:
         await put(saver, THREAD, "1")
         await asyncio.gather(*(saver.aget_tuple(THREAD) for _ in range(50)))
         assert saver.engine.pool.checkedin() > 10  # type: ignore[attr-defined]
         with own_server.paused():
             started = time.monotonic()
             await saver.aclose()
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
 
 
 async def test_what_is_given_up_with_its_caller_costs_no_memory(url: str) -> None:
@@ -516,7 +532,7 @@ async def test_a_put_after_an_outage_keeps_the_parents_values_without_a_cache(ur
         holder = await psycopg.AsyncConnection.connect(libpq(url))
         await holder.execute(b"SELECT FROM checkpointer_threads FOR UPDATE")
         putting = asyncio.create_task(saver.aput(at, child, {}, {}))
-        await asyncio.sleep(0.3)
+        await someone_waits(url)
         live.append("changed meanwhile")
         await holder.close()
         await asyncio.to_thread(end_sessions, url)

@@ -262,7 +262,7 @@ async def test_a_connection_that_cannot_be_asked_is_closed(
     async with create_saver(direct_url, timeout=0.5, patience=0) as saver:
         with pytest.raises(error):
             await saver.aget_tuple(config())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             # A query goes on where it is; the server notices at its end that nobody waits for it.
             while connected(migrated_url, "state <> 'active'"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -52,21 +52,29 @@ async def test_a_success_is_returned_and_nothing_told(caplog: pytest.LogCaptureF
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("failure", [AWAY, BUSY])
-async def test_the_second_attempt_follows_at_once(failure: DatabaseError) -> None:
-    done, called = await run(Retrying("x://", 30), failure, "done")
-    assert (done, len(called)) == ("done", 2)
-    assert called[1] - called[0] < 0.05
-
-
-async def test_pauses_grow_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for; none of them takes any time."""
+    pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         if seconds:
-            slept.append(seconds)
+            pauses.append(seconds)
 
     monkeypatch.setattr("asyncio.sleep", sleep)
+    return pauses
+
+
+@pytest.mark.parametrize("failure", [AWAY, BUSY])
+async def test_the_second_attempt_follows_at_once(
+    slept: list[float], failure: DatabaseError
+) -> None:
+    done, called = await run(Retrying("x://", 30), failure, "done")
+    assert (done, len(called)) == ("done", 2)
+    assert slept == []
+
+
+async def test_pauses_grow_within_bounds(slept: list[float]) -> None:
     retrying = Retrying("x://", 30)
     for _ in range(20):
         await run(retrying, *[AWAY] * 9, "done")
@@ -99,7 +107,7 @@ async def test_past_the_patience_the_last_error_is_raised(failure: DatabaseError
     with pytest.raises(type(failure), match=rf"^{failure}; tried again for .*patience") as caught:
         await run(Retrying("x://", 0.3), failure)
     assert type(caught.value) is type(failure)
-    assert 0.2 < time.monotonic() - started < 2
+    assert 0.2 < time.monotonic() - started < 15
 
 
 async def test_an_outage_is_told_once_and_so_is_its_end(
@@ -109,6 +117,7 @@ async def test_an_outage_is_told_once_and_so_is_its_end(
     for _ in range(3):
         with pytest.raises(DatabaseUnavailableError):
             await run(retrying, AWAY)
+    retrying._patience = 30  # noqa: SLF001 - enough for what follows, however slow
     await asyncio.gather(*(run(retrying, AWAY, AWAY, "done") for _ in range(10)))
     await run(retrying, "done")
     assert messages(caplog, logging.WARNING) == ["away; operations are tried again for 0.2 s"]
@@ -122,19 +131,27 @@ async def test_what_began_before_a_failure_does_not_end_the_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     retrying = Retrying("x://", 30)
-    answer = asyncio.Event()
+    begun, answer, failed, back = (asyncio.Event() for _ in range(4))
 
     async def slow() -> None:
+        begun.set()
         await answer.wait()
 
+    async def failing() -> None:
+        if not failed.is_set():
+            failed.set()
+            raise AWAY
+        await back.wait()
+
     under_way = asyncio.create_task(retrying.run(slow))
-    await asyncio.sleep(0.01)
-    failing, _ = attempts(AWAY, AWAY, AWAY, "done")
-    outage = asyncio.create_task(retrying.run(failing))  # type: ignore[arg-type,var-annotated]
-    await asyncio.sleep(0.001)
+    await begun.wait()
+    outage = asyncio.create_task(retrying.run(failing))
+    await failed.wait()
     answer.set()
     await under_way
+    assert len(messages(caplog, logging.WARNING)) == 1
     assert messages(caplog, logging.INFO) == []
+    back.set()
     await outage
     assert len(messages(caplog, logging.INFO)) == 1
 

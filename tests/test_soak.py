@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
-SMALL = ["--quick", "--seconds=2.5", "--threads=24", "--agents=8", "--think=0.02"]
+SMALL = ["--quick", "--seconds=5", "--threads=24", "--agents=8", "--think=0.02"]
 
 Soak = Callable[[], tuple[int, str, dict[str, Any]]]
 

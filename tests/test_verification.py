@@ -725,11 +725,15 @@ async def test_what_another_process_writes_meanwhile_is_no_damage(
 ) -> None:
     loop = asyncio.get_running_loop()
     states: list[Verification] = []
+
+    def enough() -> bool:
+        return len(set(map(str, states))) > 10 and any(one.removed for one in states)
+
     async with another_process_writing(migrated_url):
         until = loop.time() + INTENSITY.verify_seconds
-        while loop.time() < until:
+        # However slow the machine is, it goes on until enough has been seen.
+        while loop.time() < until or not enough():
+            assert loop.time() < until + 120, "hardly anything changes"
             states.append(await saver.averify(repair=len(states) % 4 == 3))
             assert states[-1].whole, states[-1].problems
-    assert len(set(map(str, states))) > 10
-    assert sum(one.removed for one in states) > 0
     assert (await saver.averify()).whole
