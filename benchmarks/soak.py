@@ -44,8 +44,8 @@ LOOK: Final = 3.0
 """Seconds between two looks during a round."""
 
 CACHE_BYTES: Final = 1 << 20
-"""Bound of the chunk cache: so small that it is full before growth is looked at, and that many
-reads find nothing in it."""
+"""Bytes of values that are remembered: so few that these are there before growth is looked at, and
+that many reads find nothing."""
 
 WORKERS: Final = 4
 """Threads for what LangGraph runs in threads: so few that all are started soon."""

@@ -13,24 +13,24 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from checkpointer.backend import off_loop
-from checkpointer.cache import ChunkCache, LastCheckpoint
-from checkpointer.chunking import ChunkError, join
+from checkpointer.basis import Basis
 from checkpointer.configs import Key
 from checkpointer.encoder import Encoder, NewWrite
 from checkpointer.errors import InvalidInputError, SerializationError
 from checkpointer.execution import Connection
 from checkpointer.intake import Intake, Target
-from checkpointer.manifest import FormatError
-from checkpointer.moving import CheckpointKey, Outline, Row, WriteKey, fingerprint, write_key
+from checkpointer.memory import Contents, KnownCheckpoint
+from checkpointer.moving import CheckpointKey, Outline, WriteKey, fingerprint, write_key
 from checkpointer.official import Carried
 from checkpointer.predicates import keys
 from checkpointer.quoting import quoted
-from checkpointer.records import StoredWrite
+from checkpointer.records import PutCheckpoint, StoredWrite
+from checkpointer.sealing import FormatError
 from checkpointer.serde import LosslessSerializer, StrictSerializer
 from checkpointer.store import Store
 
 LAST_VALUES: Final = 32 << 20
-"""Bytes of values that are kept, so that the next ones are cut only where they differ."""
+"""Bytes of values that are kept, so that of the next ones only what is new is stored."""
 
 
 class Carrying(SerializerProtocol):
@@ -85,14 +85,21 @@ class Adoption:
     ) -> None:
         self._target, self._serde = target, Carrying(serde)
         self._thread_id, self._intake, self._held = thread_id, intake, held
-        self._cache = ChunkCache(LAST_VALUES)
-        self._last: dict[str, LastCheckpoint] = {}
+        self._contents = Contents(LAST_VALUES)
+        self._first: dict[str, KnownCheckpoint] = {}
+        self._last: dict[str, KnownCheckpoint] = {}
+        self._written = KnownCheckpoint("", {}, {})
+        self._taken: set[CheckpointKey] = set()
         self.anything = False
         """Whether there was anything that the store lacks."""
 
     def lacks(self, namespace: str, checkpoint_id: str) -> bool:
-        """Whether the store has no such checkpoint: what stands under an id stays what it is."""
-        return (namespace, checkpoint_id) not in self._held.checkpoints
+        """Whether a checkpoint is to be taken: what stands under an id stays what it is.
+
+        One that was taken before is not: its bytes would be stored twice.
+        """
+        where = namespace, checkpoint_id
+        return where not in self._held.checkpoints and where not in self._taken
 
     async def take_checkpoint(
         self,
@@ -113,18 +120,17 @@ class Adoption:
                 f"checkpoint {quoted(checkpoint_id)} of the source: found the id "
                 f"{quoted(checkpoint.get('id'))} in it, expected its own"
             )
-        last = self._last.get(namespace)
-        encoder = self._encoder(namespace, parent)
         values = checkpoint.get("channel_values", {})
-        encode = encoder.checkpoint(checkpoint, metadata, values, (0, last) if last else None)
-        put = await off_loop(encode, encoder.size)
-        self._cache.put_cuts(put.cuts, last.trees() - put.last.trees() if last else ())
-        self._last[namespace] = put.last
+        new = self._encoder(namespace, parent).checkpoint(checkpoint, metadata, values)
+        last = self._last.get(namespace)
+        put = await off_loop(partial(new.encode, self._basis(last)), new.size)
+        self._learn(namespace, put)
+        self._taken.add(where)
         self.anything = True
         with suppress(KeyError, TypeError, ValueError):  # what says no time, says none
             at = datetime.fromisoformat(checkpoint["ts"])
             self._intake.note_date(at if at.tzinfo else at.replace(tzinfo=UTC))
-        await self._intake.add_chunks(put.chunks)
+        await self._intake.add_segments(put.segments)
         self._intake.add_checkpoints([put.row | {"metadata": json.dumps(put.row["metadata"])}])
 
     async def take_writes(
@@ -136,39 +142,63 @@ class Adoption:
             InvalidInputError: An identifier or a value cannot be stored.
             SerializationError: The serde refused a value.
         """
-        wanted = [one for one in writes if self._may_lack(namespace, checkpoint_id, one)]
-        put = self._encoder(namespace, checkpoint_id).numbered_writes(wanted)
-        values = {(one.task_id, one.idx): one.value for one in wanted}
-        special = [
-            row
-            for row in put.special_rows
-            if await self._differs(row, values[row["task_id"], row["idx"]])
-        ]
-        if put.rows or special:
-            self.anything = True
-            await self._intake.add_chunks(put.chunks)
-            self._intake.add_writes([*put.rows, *special])
+        where = namespace, checkpoint_id
+        # Before they are encoded: of those that are there already, nothing is to be stored.
+        lacking = [one for one in writes if await self._lacks_write(where, one)]
+        if not lacking:
+            return
+        new = self._encoder(*where).numbered_writes(lacking)
+        # What tasks write is a part of the values that follow: the newest holds most of them.
+        known = self._last.get(namespace), self._first.get(namespace), self._written
+        put = await off_loop(partial(new.encode, self._basis(*known)), new.size)
+        self._written.writes = [layout for _, layout in put.values]
+        self._contents.put(self._thread_id, put.values)
+        self.anything = True
+        await self._intake.add_segments(put.segments)
+        self._intake.add_writes([*put.rows, *put.special_rows])
 
-    def _may_lack(self, namespace: str, checkpoint_id: str, one: NewWrite) -> bool:
-        held = self._held.writes.get((namespace, checkpoint_id, one.task_id, one.idx))
-        return one.idx < 0 or held is None or held[:2] != (one.task_path, one.channel)
+    def _basis(self, *known: KnownCheckpoint | None) -> Basis:
+        """What was taken before, and goes into the store with what builds on it."""
+        basis = Basis(others=list(filter(None, known)))
+        basis.wholes = self._contents.get(self._thread_id, basis.layouts())
+        return basis
 
-    async def _differs(self, row: Row, value: object) -> bool:
-        held, new = self._held.writes.get(write_key(row)), fingerprint(row)
-        if held is None or held == new or held[:2] != new[:2] or isinstance(value, Carried):
-            return held != new
-        # Encrypted twice, equal values are of different bytes.
+    def _learn(self, namespace: str, put: PutCheckpoint) -> None:
+        first = self._first.setdefault(namespace, put.checkpoint)
+        last = self._last.get(namespace)
+        self._last[namespace] = put.checkpoint
+        kept = {one.checksum for known in (first, put.checkpoint) for one in known.layouts()}
+        gone = [one for one in last.layouts() if one.checksum not in kept] if last else []
+        self._contents.put(self._thread_id, put.values, gone)
+
+    async def _lacks_write(self, where: CheckpointKey, one: NewWrite) -> bool:
+        """Whether the store has no such write, or another one that may be replaced."""
+        key = *where, one.task_id, one.idx
+        held = self._held.writes.get(key)
+        if held is None or held[:2] != (one.task_path, one.channel):
+            return True
+        return one.idx < 0 and await self._differs(key, one, held)
+
+    async def _differs(self, key: WriteKey, one: NewWrite, held: tuple[Any, ...]) -> bool:
+        put = self._encoder(*key[:2]).numbered_writes([one]).encode(Basis())
+        if fingerprint(put.special_rows[0]) == held:
+            return False
+        # Equal values may be stored otherwise: encrypted twice, compressed by another version, or
+        # in another stream.
         store = self._target.backend.store
-        read = partial(_dumped, store=store, thread_id=self._thread_id, key=write_key(row))
+        read = partial(_dumped, store=store, thread_id=self._thread_id, key=key)
         dumped = await self._target.backend.read_snapshot(read)
+        if isinstance(one.value, Carried):
+            return dumped != (one.value.type, one.value.data)
         try:
-            return dumped is None or not bool(self._serde.loads_typed(dumped) == value)
+            return dumped is None or not bool(self._serde.loads_typed(dumped) == one.value)
         except Exception:  # noqa: BLE001 - of whatever is stored and compared
             return True
 
     def _encoder(self, namespace: str, checkpoint_id: str | None) -> Encoder:
-        key = Key(self._thread_id, namespace, checkpoint_id)
-        return Encoder(self._serde, self._target.dialect, key, self._cache)
+        return Encoder(
+            self._serde, self._target.dialect, Key(self._thread_id, namespace, checkpoint_id)
+        )
 
 
 def _dumped(
@@ -181,11 +211,11 @@ def _dumped(
         value = StoredWrite.from_row(row).value
         if isinstance(value, FormatError):
             return None
-        if isinstance(tree := value.content, bytes):
-            return value.type, tree
-        chunks, _ = store.chunks_of(connection, [thread_id], [tree])
-        with suppress(ChunkError):
-            return value.type, join(tree, chunks)
+        if isinstance(layout := value.content, bytes):
+            return value.type, layout
+        segments = store.segments(connection, {thread_id: layout.slices()})[thread_id]
+        with suppress(FormatError):
+            return value.type, segments.join(layout)[0]
     return None
 
 

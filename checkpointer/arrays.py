@@ -3,6 +3,7 @@
 For databases that have arrays and change data in WITH clauses (`Dialect.has_arrays`).
 """
 
+import json
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias
@@ -11,14 +12,18 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
-from checkpointer.chunking import DIGEST_SIZE, MAX_NODE
 from checkpointer.dialect import Dialect
-from checkpointer.tables import checkpoints, chunks, threads, writes
-from checkpointer.upserts import replacing, touching
+from checkpointer.tables import checkpoints, segments, threads, writes
+from checkpointer.upserts import replacing
 
 AnySelect: TypeAlias = sa.Select[*tuple[Any, ...]]
 
-PUTS: Final = {"chunks": chunks, "checkpoints": checkpoints, "writes": writes, "special": writes}
+PUTS: Final = {
+    "segments": segments,
+    "checkpoints": checkpoints,
+    "writes": writes,
+    "special": writes,
+}
 """The sets of rows that a batch of puts consists of, with their tables."""
 
 REPLACING: Final = {"checkpoints", "special"}
@@ -26,70 +31,177 @@ REPLACING: Final = {"checkpoints", "special"}
 
 
 @cache
-def put_at_once(dialect: Dialect, names: frozenset[str]) -> AnySelect:
+def put_at_once(dialect: Dialect, names: frozenset[str], *, passes_over: bool = False) -> Any:
     """A whole batch in one statement: rows come as one array a column (see `arrays`).
 
-    The threads' rows are touched first, because all else waits for the epochs that this
-    returns. If one of them is not the wanted one, nothing is stored, and `held` is not true.
+    The parameters of each thread are its id, the state that is expected, the next one, and a fresh
+    one for a new row. Where a state is expected and the row shows neither it nor the next one,
+    nothing of the thread is stored. The next state shows that this very batch was stored before,
+    and its acknowledgement lost.
 
     Args:
         dialect: The kind of database.
         names: Those of `PUTS` of which there are rows.
+        passes_over: Leave out the threads whose rows others hold, instead of waiting for them.
+
+    Returns:
+        The threads whose rows were stored, with the state that they show, and without a state those
+        that were passed over.
     """
-    insert = dialect.insert
-    now = bindparam("now", type_=threads.c.updated_at.type)
-    given = _unnested("threads", threads.c.thread_id, threads.c.epoch)
-    touch = insert(threads).from_select(
-        ["thread_id", "epoch", "created_at", "updated_at"],
-        sa.select(given.c.thread_id, given.c.epoch, now, now),
-    )
-    touched = touching(touch).returning(threads.c.thread_id, threads.c.epoch).cte("touched")
-    # Side by side in the order of the ids: a join would compare each with each.
-    wanted = _unnested("wanted", threads.c.thread_id, threads.c.epoch)
-    both = sa.func.unnest(_in_order(touched), _in_order(wanted))
-    pairs = both.table_valued("found", "wanted").render_derived()
-    fits = sa.func.coalesce(pairs.c.wanted, pairs.c.found) == pairs.c.found
-    held = sa.select(sa.func.bool_and(fits).label("held")).select_from(pairs).cte("held")
-    is_held = sa.select(held.c.held).scalar_subquery()
+    others = _held_by_others() if passes_over else None
+    held = _held(_touched(dialect, others))
+    is_held = sa.select(held.c.thread_id)
 
     def put(name: str, table: sa.Table) -> Any:
         rows = _unnested(name, *table.c)
         columns = table.c.keys()
         values = sa.select(*(_as_stored(rows.c[c], table.c[c].type) for c in columns))
-        statement = insert(table).from_select(columns, values.where(is_held))
+        # IS TRUE keeps the planner from making a join of it, which compares each with each.
+        values = values.where(rows.c.thread_id.in_(is_held).is_(sa.true()))
+        statement = dialect.insert(table).from_select(columns, values)
         replaces = name in REPLACING
         return replacing(statement) if replaces else statement.on_conflict_do_nothing()
 
     puts = [put(name, table).cte(f"put_{name}") for name, table in PUTS.items() if name in names]
-    found = sa.select(touched.c.thread_id, touched.c.epoch, is_held.label("held"))
-    return found.add_cte(*puts)
+    done = sa.select(held.c.thread_id, held.c.state)
+    if others is None:
+        return done.add_cte(*puts)
+    no_state = sa.cast(sa.null(), held.c.state.type).label("state")
+    return sa.union_all(done, sa.select(others.c.thread_id, no_state)).add_cte(*puts)
+
+
+def _touched(dialect: Dialect, others: sa.FromClause | None) -> sa.CTE:
+    """Touch the threads' rows whose state is the expected one, and make those that are missing."""
+    t = threads.c
+    given = _unnested("threads", t.thread_id, t.state)
+    now = bindparam("now", type_=t.updated_at.type)
+    # Also where a state is expected, and the thread was deleted: the put is refused, then made
+    # again. A look for the row first would have the server plan the statement anew each time: it
+    # expects ten threads, and the look seems dear.
+    rows = sa.select(given.c.thread_id, given.c.state, now, now)
+    if others is not None:  # NOT IN, as IS TRUE above, keeps the planner from making a join of it
+        rows = rows.where(given.c.thread_id.not_in(sa.select(others.c.thread_id)))
+    insert = dialect.insert(threads).from_select(
+        ["thread_id", "state", "created_at", "updated_at"], rows
+    )
+    expected, following = _expected(t.thread_id), _following(t.thread_id)
+    touch = insert.on_conflict_do_update(
+        index_elements=["thread_id"],
+        set_={
+            "state": sa.func.coalesce(following, t.state),
+            "updated_at": insert.excluded.updated_at,
+        },
+        where=sa.or_(expected.is_(None), t.state == expected, t.state == following),
+    )
+    return touch.returning(t.thread_id, t.state).cte("touched")
+
+
+def _held(touched: sa.CTE) -> sa.CTE:
+    """Those of the touched threads that a put may rely on: not one that had to be made anew."""
+    t = touched.c
+    fits = t.state == sa.func.coalesce(_following(t.thread_id), t.state)
+    held = sa.select(t.thread_id, t.state).where(sa.or_(_expected(t.thread_id).is_(None), fits))
+    return held.cte("held")
+
+
+def _held_by_others() -> sa.CTE:
+    """The threads whose rows cannot be locked now."""
+    locked, found = _threads_there("locked", lock=True), _threads_there("found", lock=False)
+    is_locked = found.c.thread_id.in_(sa.select(locked.c.thread_id))
+    return sa.select(found.c.thread_id).where(sa.not_(is_locked)).cte("others")
+
+
+def _expected(thread_id: sa.ColumnElement[str]) -> Any:
+    """The state that a thread's row must show."""
+    return _by_thread("threads_expected", thread_id)
+
+
+def _following(thread_id: sa.ColumnElement[str]) -> Any:
+    """The state that it shows afterwards."""
+    return _by_thread("threads_next", thread_id)
+
+
+def _by_thread(name: str, thread_id: sa.ColumnElement[str]) -> Any:
+    """The item of an array at the thread's place: a join would compare each thread with each."""
+    ids, values = _array("threads_thread_id", sa.Text()), _array(name, threads.c.state.type)
+    return values[sa.func.array_position(ids, sa.cast(thread_id, sa.Text))]
+
+
+def _threads_there(name: str, *, lock: bool) -> sa.CTE:
+    """Those of the threads that have a row; with `lock`, those alone that nobody else holds."""
+    t, asked = threads.c, _unnested("threads", threads.c.thread_id)
+    one = sa.select(t.thread_id).where(t.thread_id == asked.c.thread_id).correlate(asked)
+    # One by one, as a lock or an offset has it: all at once may be answered by a scan.
+    one = one.with_for_update(skip_locked=True) if lock else one.offset(0)
+    there = one.lateral("there")
+    return sa.select(there.c.thread_id).join_from(asked, there, sa.true()).cte(name)
+
+
+def _array(name: str, type_: sa.types.TypeEngine[Any]) -> Any:
+    """An array that was bound, in brackets that an index may follow."""
+    return sa.select(bindparam(name, type_=postgresql.ARRAY(type_))).scalar_subquery()
 
 
 @cache
-def chunks_below(dialect: Dialect) -> AnySelect:
-    """Chunks and, of those that are nodes, all that stand below: one round trip for trees.
+def segments_at_once(dialect: Dialect) -> AnySelect:
+    """The segments that hold some slices, see `slices_wanted`.
 
-    The parameters are `thread_ids`, and `given_digest` and `given_depth`: one array each.
+    A slice begins in the last segment that begins no later. Found by its key: a condition on `stop`
+    would read all segments of the stream that come before. Where segments overlap, one may be
+    passed over: see `Store.segments`.
     """
-    given = _unnested("given", chunks.c.digest, sa.column("depth", sa.Integer))
-    below = sa.select(given.c.digest, given.c.depth).cte("below", recursive=True)
-    in_threads = dialect.is_any_of(chunks.c.thread_id, "thread_ids")
-    # Constants, so that the planner knows how many rows this makes: a guess of a thousand for
-    # each node can be dear enough for it to compile the statement first.
-    at = sa.func.generate_series(1, MAX_NODE * DIGEST_SIZE, DIGEST_SIZE)
-    starts = at.table_valued("at").render_derived()
-    named = sa.func.substr(chunks.c.data, starts.c.at, DIGEST_SIZE)
-    below = below.union(
-        sa.select(sa.type_coerce(named, chunks.c.digest.type), below.c.depth - 1)
-        .select_from(below)
-        .join(chunks, sa.and_(in_threads, chunks.c.digest == below.c.digest))
-        .join(starts, starts.c.at < sa.func.octet_length(chunks.c.data))
-        .where(below.c.depth > 0)
+    s = segments.c
+    if dialect.has_arrays:
+        wanted = _unnested("wanted", s.thread_id, s.stream_id, s.start, s.stop)
+        return _covering(wanted, laterally=True)
+    each = sa.func.json_each(bindparam("wanted", type_=sa.Text)).table_valued("value")
+    parts = [
+        sa.func.json_extract(each.c.value, f"$[{place}]", type_=column.type).label(column.name)
+        for place, column in enumerate((s.stream_id, s.start, s.stop))
+    ]
+    # Not in the JSON, which ends a text at a NUL.
+    thread_id = bindparam("of_thread", type_=s.thread_id.type).label("thread_id")
+    return _covering(sa.select(thread_id, *parts).subquery("wanted"))
+
+
+def slices_wanted(dialect: Dialect, slices: Collection[tuple[str, int, int, int]]) -> Any:
+    """The parameters of `segments_at_once`: thread, stream, start and stop of each slice.
+
+    Without arrays, all must be of one thread.
+    """
+    if not dialect.has_arrays:
+        [thread_id] = {one[0] for one in slices}
+        return {"of_thread": thread_id, "wanted": json.dumps([one[1:] for one in slices])}
+    names = ("thread_id", "stream_id", "start", "stop")
+    columns = zip(*slices, strict=True)
+    return {f"wanted_{name}": list(c) for name, c in zip(names, columns, strict=True)}
+
+
+def _covering(wanted: sa.FromClause, *, laterally: bool = False) -> AnySelect:
+    s, before = segments.c, segments.alias("before")
+    first = (
+        sa.select(sa.func.max(before.c.start))
+        .where(
+            before.c.thread_id == wanted.c.thread_id,
+            before.c.stream_id == wanted.c.stream_id,
+            before.c.start <= wanted.c.start,
+        )
+        .correlate(wanted)
+        .scalar_subquery()
     )
-    wanted = sa.select(below.c.digest).distinct().subquery("wanted")
-    return sa.select(chunks.c.digest, chunks.c.data).join(
-        wanted, sa.and_(in_threads, chunks.c.digest == wanted.c.digest)
+    columns = (s.thread_id, s.stream_id, s.start, s.stop, s.data)
+    within = (
+        s.thread_id == wanted.c.thread_id,
+        s.stream_id == wanted.c.stream_id,
+        s.start >= first,
+        s.start < wanted.c.stop,
     )
+    if not laterally:
+        return sa.select(*columns).join_from(wanted, segments, sa.and_(*within))
+    # With an offset, the planner takes the slices one by one: without statistics, it would join all
+    # segments of the table with them.
+    found = sa.select(*columns).where(*within).offset(0).correlate(wanted).lateral("found")
+    return sa.select(*found.c).join_from(wanted, found, sa.true())
 
 
 def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
@@ -103,12 +215,6 @@ def _unnested(name: str, *columns: sa.ColumnElement[Any]) -> sa.TableValuedAlias
         *(sa.column(column, type_) for column, type_ in types), name=f"given_{name}"
     )
     return derived.render_derived()
-
-
-def _in_order(rows: sa.FromClause) -> sa.ScalarSelect[Any]:
-    """The epochs of some threads as one array, in the order of the threads' ids."""
-    epochs = postgresql.aggregate_order_by(rows.c.epoch, rows.c.thread_id.collate("C"))
-    return sa.select(sa.func.array_agg(epochs)).scalar_subquery()
 
 
 def _as_stored(

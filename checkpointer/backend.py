@@ -8,20 +8,20 @@ from contextvars import ContextVar
 from functools import partial
 from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
-from weakref import finalize, ref
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import schema
+from checkpointer.basis import Basis, New
 from checkpointer.bridge import Bridge
-from checkpointer.cache import ChunkCache, CountingCache, LastCheckpoints
 from checkpointer.database import Database
 from checkpointer.dialect import Work
 from checkpointer.errors import DatabaseUnavailableError, SaverClosedError
+from checkpointer.memory import Contents, Memory
 from checkpointer.owners import claim_pool
+from checkpointer.puts import put_held
 from checkpointer.queries import queries_for
-from checkpointer.records import Put, PutCheckpoint
+from checkpointer.records import PutCheckpoint, RefusedError
 from checkpointer.store import Store
 from checkpointer.writer import Writer
 
@@ -41,17 +41,8 @@ async def off_loop(work: Callable[[], T], size: int) -> T:
     return await asyncio.to_thread(work) if size >= OFF_LOOP else work()
 
 
-def _forgetting(last: LastCheckpoints) -> Callable[..., None]:
-    """What clears a memory, without keeping it alive for an engine that outlives the saver."""
-    memory = ref(last)
-
-    def forget(*lost: object) -> None:
-        # A connection that was only given up with its caller says nothing of the database.
-        given_up = bool(lost) and isinstance(lost[-1], asyncio.CancelledError)
-        if not given_up and (known := memory()) is not None:
-            known.clear()
-
-    return forget
+TRIES: Final = 2
+"""How often a put is encoded on what it has just read, before it holds its thread's row."""
 
 
 class Backend(ABC):
@@ -107,19 +98,9 @@ class Backend(ABC):
         """Run work in a transaction of its own."""
         return await self._operate(self.database.write, work)
 
-    async def put(self, put: Put) -> None:
+    async def put(self, new: New) -> None:
         """Store a checkpoint or writes, together with what else is put at the same time."""
-        await self._operate(self._put, put)
-
-    async def put_encoded(self, encode: Callable[[], PutCheckpoint], size: int) -> PutCheckpoint:
-        """Store a checkpoint that is encoded now, from `size` bytes."""
-
-        async def encode_and_put() -> PutCheckpoint:
-            put = await off_loop(encode, size)
-            await self._put(put)
-            return put
-
-        return await self._operate(encode_and_put)
+        await self._operate(self._put, new)
 
     @abstractmethod
     async def setup(self) -> None:
@@ -134,7 +115,7 @@ class Backend(ABC):
         """After `aclose`: end the background thread, if there is one of ours."""
 
     @abstractmethod
-    async def _put(self, one: Put) -> None:
+    async def _put(self, new: New) -> None:
         """Store a checkpoint or writes."""
 
     @abstractmethod
@@ -204,27 +185,15 @@ class EngineBackend(Backend):
 
     Args:
         database: Where checkpoints are stored.
-        cache_bytes: Bound of the chunk cache.
+        cache_bytes: Bound of the bytes that are remembered.
     """
 
     def __init__(self, database: Database, *, cache_bytes: int) -> None:
         telemetry = database.telemetry
-        cache = (
-            ChunkCache(cache_bytes)
-            if telemetry is None
-            else CountingCache(cache_bytes, telemetry.looked_up)
-        )
+        looked_up = telemetry.looked_up if telemetry is not None else None
         queries = queries_for(database.dialect.name)
-        super().__init__(database, Store(queries, cache, LastCheckpoints()))
+        super().__init__(database, Store(queries, Contents(cache_bytes, looked_up), Memory()))
         self._writer = Writer(database, self.store)
-        # What comes back may have lost its last commits: a replica, or a backup. A pool that others
-        # use, too, may notice it before we do.
-        self._forget = _forgetting(self.store.last)
-        database.call_when_away(self._forget)
-        listened = (database.engine.sync_engine, "invalidate", self._forget)
-        event.listen(*listened)
-        self._unlisten = finalize(self, event.remove, *listened)
-        self._unlisten.atexit = False
 
     async def setup(self) -> None:
         """Bring the schema to the revision that this version needs."""
@@ -237,15 +206,34 @@ class EngineBackend(Backend):
         self.closed = True
         await self._drain()
         await self._writer.drain()
-        self._unlisten()
         await self.database.dispose()
 
     def stop(self) -> None:
         """After `aclose`: end the background thread, if there is one."""
         self.bridge.stop()
 
-    async def _put(self, one: Put) -> None:
-        await self._writer.put(one)
+    async def _put(self, new: New) -> None:
+        basis: Basis | None = self.store.remembered(new)
+        for _ in range(TRIES):
+            if basis is None:
+                read = partial(self.store.read_basis, new=new)
+                basis = await self.database.read(read)
+            one = await off_loop(partial(new.encode, basis), new.size + basis.size)
+            try:
+                await self._writer.put(one)
+            except RefusedError:
+                basis = None
+                # An earlier attempt may have committed, and its answer was lost.
+                if isinstance(one, PutCheckpoint) and await self.database.read(
+                    partial(self.store.holds, put=one)
+                ):
+                    return
+            else:
+                return
+        # Others put to the thread without a pause: hold its row, then read what to build on.
+        work = partial(put_held, store=self.store, new=new)
+        held, states = await self.database.write(work)
+        self.store.learn([held], states, {})
 
     async def _ensure_schema(self) -> None:
         await schema.ensure(self.database)

@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 
 from checkpointer import schema
 from checkpointer.backend import Backend, EngineBackend
-from checkpointer.cache import LastCheckpoints
+from checkpointer.basis import New
 from checkpointer.database import Database
 from checkpointer.dialect import CoreWork, Work
 from checkpointer.dialects import dialect_of
 from checkpointer.engine import shown
 from checkpointer.errors import ConfigurationError, EventLoopError, SchemaError, UsageError
 from checkpointer.faults import translated
-from checkpointer.puts import put
-from checkpointer.records import Put
+from checkpointer.memory import Memory
+from checkpointer.puts import put_held
 from checkpointer.store import Store
 
 T = TypeVar("T")
@@ -150,10 +150,10 @@ class BorrowedDatabase(Database):
 
 
 class BorrowedBackend(Backend):
-    """A backend inside an application's transaction; it shares its saver's loop and chunk cache.
+    """A backend inside an application's transaction; it shares its saver's loop and bytes.
 
     Nothing is remembered of what stands in the database, because it may be rolled back, even to a
-    savepoint. The cache only spares reading and cutting: it never tells that a chunk is stored.
+    savepoint. Bytes that are at hand only spare reading: they never tell that something is stored.
 
     Args:
         lender: The saver's own backend.
@@ -162,8 +162,8 @@ class BorrowedBackend(Backend):
 
     def __init__(self, lender: EngineBackend, source: Source) -> None:
         database = BorrowedDatabase(source, lender.database)
-        nothing = LastCheckpoints(max_digests=0)
-        store = Store(lender.store.queries, lender.store.cache, nothing)
+        nothing = Memory(max_values=0)
+        store = Store(lender.store.queries, lender.store.contents, nothing)
         super().__init__(database, store, lender.bridge)
         self.lender = lender
 
@@ -187,9 +187,8 @@ class BorrowedBackend(Backend):
     def stop(self) -> None:
         """Do nothing: the background thread is the saver's."""
 
-    async def _put(self, one: Put) -> None:
-        epochs = await self.database.put(partial(put, store=self.store, batch=[one]))
-        self.store.learn([one], epochs)
+    async def _put(self, new: New) -> None:
+        await self.database.put(partial(put_held, store=self.store, new=new))
 
     async def _ensure_schema(self) -> None:
         if self.lender.knows_schema_of(self.database.engine):

@@ -12,7 +12,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from checkpointer.chunking import Tree
 from checkpointer.dialect import Dialect
 from checkpointer.errors import InvalidInputError
 from checkpointer.execution import Connection
@@ -20,10 +19,11 @@ from checkpointer.planning import ROOT, Key, Origin, up_to
 from checkpointer.predicates import KEY, keys, same
 from checkpointer.queries import PROJECTION
 from checkpointer.quoting import quoted
-from checkpointer.store import Store, batched, new_epoch
-from checkpointer.tables import checkpoints, chunks, threads, writes
-from checkpointer.threads import live_digests, lock, manifest_of, metadata_of, trees_of_writes
-from checkpointer.upserts import copying, replacing
+from checkpointer.slices import Layout, slices_of
+from checkpointer.store import Store, batched, new_state
+from checkpointer.tables import checkpoints, segments, writes
+from checkpointer.threads import layouts_of_writes, lock, manifest_of, metadata_of, sweep
+from checkpointer.upserts import copying, lengthening, replacing
 
 PAGE: Final = 256
 """Checkpoints that are copied, and whose manifests are read, at once."""
@@ -65,11 +65,11 @@ def copy_up_to(  # noqa: PLR0913, PLR0917 - two threads and a place
     found = connection.fetch(_checkpoint, _root_key(source, checkpoint_id))
     if found and source == target:
         return
-    epoch = _hold(connection, store, source, target) if found else None
+    state = _hold(connection, store, source, target) if found else None
     # Once more, now that nothing can delete it.
-    if epoch is None or not connection.fetch(_checkpoint, _root_key(source, checkpoint_id)):
-        if epoch is not None:
-            _release(connection, target, epoch)
+    if state is None or not connection.fetch(_checkpoint, _root_key(source, checkpoint_id)):
+        if state is not None:
+            _release(connection, store, target, state)
         raise InvalidInputError(
             f"found no checkpoint {quoted(checkpoint_id)} in the root namespace of thread "
             f"{quoted(source)}, expected one; alist tells which there are"
@@ -81,11 +81,23 @@ def copy_up_to(  # noqa: PLR0913, PLR0917 - two threads and a place
         for row in connection.fetch(_origins, {"thread_id": source})
     }
     chosen = up_to(origins, checkpoint_id)
-    trees = _trees(connection, store, source, chosen)
-    dialect = store.queries.dialect
-    both = {"source": source, "target": target}
-    for digests in batched(live_digests(connection, store, source, trees), dialect.max_list):
-        connection.execute(_copy_chunks(dialect), {**both, "digests": digests})
+    _copy(connection, store, source, target, chosen)
+    # Of a stream that the source has named further bytes of, these came along.
+    sweep(connection, store, target)
+
+
+def _copy(
+    connection: Connection,
+    store: Store,
+    source: str,
+    target: str,
+    chosen: Mapping[str, Sequence[str]],
+) -> None:
+    """Copy some checkpoints with their writes, and the segments that hold their values."""
+    dialect, both = store.queries.dialect, {"source": source, "target": target}
+    named = slices_of(_layouts(connection, store, source, chosen))
+    for numbers in batched(sorted({one.stream for one in named}), dialect.max_list):
+        connection.execute(_copy_segments(dialect), {**both, "streams": numbers})
     for namespace, ids in chosen.items():
         for some in batched(ids, PAGE):
             given = {**both, "checkpoint_ns": namespace, "checkpoint_ids": some}
@@ -101,41 +113,42 @@ def _hold(connection: Connection, store: Store, source: str, target: str) -> int
     """Hold both threads' rows, in the order of every transaction that holds two.
 
     Returns:
-        The target's new epoch; `None` where there is no source.
+        The target's new state; `None` where there is no source.
     """
-    if not connection.fetch(store.queries.epochs, {"thread_ids": [source]}):
+    if not connection.fetch(store.queries.states, {"thread_ids": [source]}):
         return None
-    now, epoch = datetime.now(UTC), new_epoch()
-    touched = {"thread_id": target, "epoch": epoch, "created_at": now, "updated_at": now}
+    now, state = datetime.now(UTC), new_state()
+    touched = {"thread_id": target, "state": state, "created_at": now, "updated_at": now}
     for thread_id in sorted((source, target)):
         if thread_id == target:
             connection.execute(store.queries.touch_thread, touched)
         elif not lock(connection, store, source):
             # Deleted meanwhile. What comes there next is not held, and would be cut in two.
-            _release(connection, target, epoch)
+            _release(connection, store, target, state)
             return None
     # No put may take values of the target's checkpoints from memory: they may be others now.
-    connection.execute(store.queries.set_epoch, {"of_thread": target, "new_epoch": epoch})
-    return epoch
+    connection.execute(store.queries.set_state, {"of_thread": target, "new_state": state})
+    return state
 
 
-def _release(connection: Connection, target: str, epoch: int) -> None:
-    """Leave no row of a target behind that had none before: only a new one has our epoch."""
-    connection.execute(_delete_new, {"of_thread": target, "new_epoch": epoch})
+def _release(connection: Connection, store: Store, target: str, state: int) -> None:
+    """Leave no row of a target behind that had none before: only a new one has our state."""
+    made = {"of_thread": target, "new_state": state}
+    connection.execute(store.queries.delete_new_thread, made)
 
 
-def _trees(
+def _layouts(
     connection: Connection, store: Store, source: str, chosen: Mapping[str, Sequence[str]]
-) -> list[Tree]:
-    """The trees of all values of some checkpoints and of their writes."""
+) -> list[Layout]:
+    """The layouts of all values of some checkpoints and of their writes."""
     wanted: set[Key] = {(ns, one) for ns, ids in chosen.items() for one in ids}
-    trees: list[Tree] = []
+    layouts: list[Layout] = []
     for some in batched(sorted(wanted), PAGE):
         asked = keys((source, ns, one) for ns, one in some)
         for row in connection.fetch(store.queries.manifests_of_many, asked):
             if (row.checkpoint_ns, row.checkpoint_id) in wanted.intersection(some):
-                trees += manifest_of(source, row).trees()
-    return trees + list(trees_of_writes(connection, store, source, wanted.__contains__))
+                layouts += manifest_of(source, row).layouts()
+    return layouts + list(layouts_of_writes(connection, store, source, wanted.__contains__))
 
 
 _checkpoint = sa.select(checkpoints.c.checkpoint_id).where(same(checkpoints, *KEY))
@@ -147,15 +160,11 @@ _origins = sa.select(
     PROJECTION,
 ).where(same(checkpoints, "thread_id"))
 
-_delete_new = sa.delete(threads).where(
-    threads.c.thread_id == bindparam("of_thread"), threads.c.epoch == bindparam("new_epoch")
-)
-
 
 @cache
-def _copy_chunks(dialect: Dialect) -> Any:
-    named = dialect.is_any_of(chunks.c.digest, "digests")
-    return copying(dialect, chunks, named).on_conflict_do_nothing()
+def _copy_segments(dialect: Dialect) -> Any:
+    named = dialect.is_any_of(segments.c.stream_id, "streams")
+    return lengthening(copying(dialect, segments, named))
 
 
 @cache

@@ -12,11 +12,12 @@ from langgraph.checkpoint.serde.types import TASKS
 from checkpointer.configs import config_for
 from checkpointer.errors import InvalidInputError, SerializationError
 from checkpointer.identifiers import text_of
-from checkpointer.manifest import FormatError, Manifest, Value
+from checkpointer.manifest import Manifest, Value
 from checkpointer.planning import Node
 from checkpointer.projection import project
 from checkpointer.quoting import quoted
 from checkpointer.records import StoredCheckpoint, StoredWrite
+from checkpointer.sealing import FormatError
 
 COUNTERS: Final = "counters_since_delta_snapshot"
 """Metadata that names the delta channels that were not snapshotted in a checkpoint."""
@@ -65,7 +66,9 @@ class Decoder:
             DamagedDataError: It cannot be read.
         """
         if isinstance(self.stored.manifest, FormatError):
-            raise self.stored.damage(str(self.stored.manifest)) from self.stored.manifest
+            raise self.stored.damage(
+                str(self.stored.manifest), self.stored.manifest
+            ) from self.stored.manifest
         return self.stored.manifest
 
     def _checkpoint(self, manifest: Manifest) -> Any:
@@ -114,7 +117,7 @@ class Decoder:
             what: What it is, for errors.
 
         Raises:
-            DamagedDataError: A chunk is missing or altered, or the value cannot be read.
+            DamagedDataError: Bytes are missing or altered, or the value cannot be read.
             SerializationError: The serde refused it.
         """
         type_, data = self.stored.load(value, what)

@@ -1,40 +1,23 @@
 """LangGraph's checkpoints and writes, to what is stored."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from checkpointer.cache import ChunkCache, LastCheckpoint
-from checkpointer.chunking import MAX_SIZE, Cut, cut, union
+from checkpointer.basis import Basis, CheckpointKey
 from checkpointer.configs import Key, mapping
 from checkpointer.dialect import Dialect
+from checkpointer.drafts import Dumped, NewCheckpoint, NewWrites
 from checkpointer.errors import InvalidInputError, SerializationError
 from checkpointer.identifiers import channel_name, check_key, identifier
-from checkpointer.manifest import Manifest, Value, encode_manifest, encode_value
 from checkpointer.projection import project
 from checkpointer.quoting import quoted
-from checkpointer.records import PutCheckpoint, PutWrites
-
-CHANNEL_INLINE: Final = 256
-"""Bytes up to which a channel's value stays in the manifest: about what a chunk's row costs."""
-
-BODY_INLINE: Final = 4096
-"""The same for parts that hardly ever repeat, so that chunks of them would not be shared: the
-checkpoint without its values, metadata, pending writes."""
-
+from checkpointer.slices import MAX_SIZE
 
 MAX_VERSION: Final = 1 << 31
-
-Dumped: TypeAlias = tuple[str, bytes]
-"""What the serde made of a value: its type tag, and its bytes."""
-
-Known: TypeAlias = tuple[Value, frozenset[bytes]]
-"""A value as it is stored, and the digests of its chunks if it is long."""
-
-_NOTHING: Final = LastCheckpoint("", {}, {}, frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +36,21 @@ class NewWrite:
 
 
 class Encoder:
-    """Turns the values of one put into stored bytes, and gathers the chunks that they name.
+    """Dumps the values of one put.
 
     Args:
         serde: Dumps the values.
         dialect: Says which identifiers the database can hold.
         key: What the put's config names.
-        cache: Holds the whole of what long values were before.
 
     Attributes:
         size: How many bytes were dumped.
     """
 
-    def __init__(
-        self, serde: SerializerProtocol, dialect: Dialect, key: Key, cache: ChunkCache
-    ) -> None:
+    def __init__(self, serde: SerializerProtocol, dialect: Dialect, key: Key) -> None:
         self._serde = serde
         self._dialect = dialect
         self._key = key
-        self._cache = cache
-        self._chunks: dict[bytes, bytes] = {}
-        self._cuts: list[Cut] = []
         self.size = 0
 
     def _dump(self, value: Any, what: str, name: str | None = None) -> Dumped:
@@ -100,50 +77,22 @@ class Encoder:
         self.size += len(data)
         return identifier("type tag", type_, self._dialect), bytes(data)
 
-    def _body(self, dumped: Dumped) -> Known:
-        """A part that hardly ever repeats."""
-        tag, data = dumped
-        if len(data) <= BODY_INLINE:
-            return Value(tag, data), frozenset()
-        whole = self._cut(data, None)
-        return Value(tag, whole.tree), whole.digests
-
-    def _channel(self, dumped: Dumped, before: Known | None) -> Known:
-        """A channel's value, of which `before` is the last one."""
-        tag, data = dumped
-        if len(data) <= CHANNEL_INLINE:
-            return Value(tag, data), frozenset()
-        tree = before[0].tree() if before else None
-        whole = self._cut(data, self._cache.get_cut(tree) if tree else None)
-        self._cuts.append(whole)
-        return Value(tag, whole.tree), whole.digests
-
-    def _cut(self, data: bytes, before: Cut | None) -> Cut:
-        whole, chunks = cut(data, before)
-        self._chunks |= chunks
-        return whole
-
     def checkpoint(
         self,
         checkpoint: Checkpoint,
         metadata: Mapping[str, Any],
         new_versions: Mapping[str, Any],
-        last: tuple[int, LastCheckpoint] | None,
-    ) -> Callable[[], PutCheckpoint]:
+        basis: Basis | None = None,
+    ) -> NewCheckpoint:
         """Dump a checkpoint; the encoder's key names its parent.
 
         Args:
             checkpoint: The checkpoint.
             metadata: Its whole metadata.
             new_versions: The channels that are new for certain.
-            last: The namespace's last checkpoint, as `LastCheckpoints.get` gives it. Where that is
-                the parent, channels whose version has not changed keep the parent's values: with
-                `durability="async"`, a run may have changed the live objects in place by now. A
-                long value is cut only where it differs from the last checkpoint's.
-
-        Returns:
-            What makes of it a checkpoint to store. It needs no object of the caller's any more, and
-            may be called in another thread.
+            basis: What is known of its parent. Channels whose version has not changed keep the
+                parent's values: with `durability="async"`, a run may have changed the live objects
+                in place by now.
 
         Raises:
             InvalidInputError: It is no checkpoint, or an identifier or a value cannot be stored.
@@ -152,36 +101,50 @@ class Encoder:
         versions = _copy_of(mapping("the checkpoint", checkpoint), "channel_versions")
         mapping("new_versions", new_versions)
         row = self._row(checkpoint, metadata)
-        epoch, known = last or (None, _NOTHING)
-        is_parent = last is not None and known.checkpoint_id == self._key.checkpoint_id
-        kept = known.unchanged(versions, new_versions) if is_parent else {}
         values = self._values(checkpoint)
-        names = list(values)
-        changed = [one for one in names if one not in kept]
-        new = {name: self._dump(values[name], "channel", name) for name in changed}
+        unchanged = basis.unchanged(versions, new_versions) if basis is not None else {}
+        kept = {
+            name: (value, basis.whole(value) if basis is not None else None)
+            for name, value in unchanged.items()
+            if name in values
+        }
+        dumped = {
+            name: self._dump(value, "channel", name)
+            for name, value in values.items()
+            if name not in kept
+        }
         body = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         parts = [self._dump(body, "the checkpoint"), self._dump(metadata, "the metadata")]
-        version = _version(checkpoint)
+        return NewCheckpoint(
+            self._key.namespace,
+            self._key.checkpoint_id,
+            self.size,
+            basis.known if basis is not None and kept else None,
+            self._required(metadata, row["checkpoint_id"]),
+            self._serde,
+            row,
+            _version(checkpoint),
+            versions,
+            new_versions,
+            list(values),
+            dumped,
+            kept,
+            parts,
+        )
 
-        def put() -> PutCheckpoint:
-            fresh = {name: self._channel(new[name], known.channels.get(name)) for name in new}
-            channels = {name: fresh.get(name) or kept[name] for name in names}
-            (about, _), (described, _) = bodies = [self._body(part) for part in parts]
-            stored = {name: value for name, (value, _) in channels.items()}
-            row["manifest"] = encode_manifest(Manifest(version, about, described, stored))
-            digests = union(digests for _, digests in (*bodies, *channels.values()))
-            reused = digests.difference(self._chunks)
-            return PutCheckpoint(
-                self._key.namespace,
-                row,
-                self._chunks,
-                reused,
-                epoch if reused or len(new) < len(names) else None,
-                LastCheckpoint(row["checkpoint_id"], versions, channels, digests),
-                self._cuts,
-            )
-
-        return put
+    def _required(self, metadata: Mapping[str, Any], checkpoint_id: str) -> list[CheckpointKey]:
+        """The checkpoints whose values a checkpoint may share: its parent, and its parents' own."""
+        found = []
+        if self._key.checkpoint_id is not None:
+            found.append((self._key.namespace.checkpoint_ns, self._key.checkpoint_id))
+        parents = metadata.get("parents")
+        if isinstance(parents, Mapping):
+            found += [
+                (ns, parent)
+                for ns, parent in parents.items()
+                if isinstance(ns, str) and isinstance(parent, str) and f"{ns}{parent}".isprintable()
+            ]
+        return [key for key in dict.fromkeys(found) if key[1] != checkpoint_id]
 
     def _values(self, checkpoint: Checkpoint) -> dict[str, Any]:
         given = _copy_of(checkpoint, "channel_values")
@@ -200,7 +163,7 @@ class Encoder:
             "metadata": project(metadata),
         }
 
-    def writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> PutWrites:
+    def writes(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> NewWrites:
         """Pending writes to store with the checkpoint that the encoder's key names.
 
         Special channels (errors, interrupts) take the place of what stands there; others do not.
@@ -218,26 +181,21 @@ class Encoder:
             numbered.append(NewWrite(*task, idx, channel, value))
         return self.numbered_writes(numbered)
 
-    def numbered_writes(self, writes: Iterable[NewWrite]) -> PutWrites:
+    def numbered_writes(self, writes: Iterable[NewWrite]) -> NewWrites:
         """The same for writes of any tasks, whose positions are known.
 
         Raises:
             InvalidInputError: An identifier or a value cannot be stored.
             SerializationError: The serde refused a value.
         """
-        rows: list[dict[str, Any]] = []
-        special: list[dict[str, Any]] = []
+        rows = []
         for one in writes:
-            dumped, _ = self._body(self._dump(one.value, "the write to", one.channel))
-            row = {
-                **self._write_key(one.task_id, one.task_path),
-                "idx": one.idx,
-                "channel": one.channel,
-                "data": encode_value(dumped),
-                "chunked": dumped.tree() is not None,
-            }
-            (special if one.idx < 0 else rows).append(row)
-        return PutWrites(self._key.namespace, rows, special, self._chunks)
+            dumped = self._dump(one.value, "the write to", one.channel)
+            key = self._write_key(one.task_id, one.task_path)
+            rows.append(({**key, "idx": one.idx, "channel": one.channel}, dumped))
+        checkpoint_id = self._key.checkpoint_id
+        required = [(self._key.namespace.checkpoint_ns, str(checkpoint_id))]
+        return NewWrites(self._key.namespace, checkpoint_id, self.size, required, rows)
 
     def _write_key(self, task_id: str, task_path: str) -> dict[str, Any]:
         """What all writes of a task have in common."""

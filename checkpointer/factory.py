@@ -22,7 +22,7 @@ from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.serde import StrictSerializer
 
 CACHE_BYTES: Final = 64 << 20
-"""Bytes that the chunk cache holds at most, unless told otherwise."""
+"""Bytes of values that are remembered at most, unless told otherwise."""
 
 
 def create_saver(  # noqa: PLR0913 - one argument an option
@@ -54,7 +54,7 @@ def create_saver(  # noqa: PLR0913 - one argument an option
             `SerializationError`, and nothing of it is called or imported. An empty list allows the
             safe ones alone. Without one, LangGraph's own rule holds: all types, with a warning,
             unless the environment has `LANGGRAPH_STRICT_MSGPACK`.
-        cache_bytes: Bound of the cache of stored chunks, in bytes; 0 turns it off.
+        cache_bytes: Bytes of long values that are remembered at most; 0 turns it off.
         patience: Seconds for which an operation is tried again when the connection was lost, the
             server is away, or others hold what it needs; 0 raises at once.
         timeout: Seconds that a server may take for one answer, or another process for its

@@ -25,7 +25,7 @@ clock: Final = time.perf_counter
 """Seconds, the same in all threads."""
 
 _ONE_THREAD: Final = ("thread_id", "of_thread", "source", "target")
-_MANY_THREADS: Final = ("thread_ids", "wanted_thread_id")
+_MANY_THREADS: Final = ("thread_ids", "threads_thread_id", "wanted_thread_id")
 """What statements call the parameters that name threads."""
 
 
@@ -37,7 +37,7 @@ class Figures:
         span: What telemetry knows it by.
         threads: The threads that its statements named or returned. Only how many is told.
         rows: Read from the database, or handed over to a commit.
-        bytes: Of manifests, writes and chunks in these rows.
+        bytes: Of manifests, writes and segments in these rows.
         statements: Sent to the database.
         round_trips: To the server; on SQLite, hops to a connection's thread.
         wait: Seconds from asking for a connection until work began on it: for a turn, for a
@@ -111,7 +111,7 @@ class Telemetry(ABC):
 
     @abstractmethod
     def looked_up(self, kind: str, *, found: int, missing: int) -> None:
-        """Count looks into the cache: for a `chunk`, or for a whole `value`."""
+        """Count looks into the cache: by kind: `value`."""
 
 
 class _Counting(Connection):

@@ -1,5 +1,6 @@
 """The ancestors of a checkpoint, as far back as some channels' values must be rebuilt from."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -8,6 +9,7 @@ from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest
 from checkpointer.predicates import keys
 from checkpointer.records import Namespace, StoredCheckpoint, StoredWrite
+from checkpointer.slices import Slice, slices_of
 from checkpointer.store import Store, batched
 
 PAGE: Final = 256
@@ -20,7 +22,7 @@ class History:
 
     Attributes:
         ancestors: From the parent backwards. Each holds its writes to the channels that are still
-            to be rebuilt there, and the chunks of these and of the seeds.
+            to be rebuilt there, and the bytes of these and of the seeds.
         seeds: For each channel whose value an ancestor holds, the index of the nearest such one.
     """
 
@@ -51,7 +53,7 @@ def walk(
         if not remaining:
             break
     _add_writes(connection, store, history, channels)
-    _add_chunks(connection, store, history)
+    _add_segments(connection, store, history)
     return history
 
 
@@ -92,15 +94,17 @@ def _add_writes(
                 history.ancestors[i].writes.append(StoredWrite.from_row(row))
 
 
-def _add_chunks(connection: Connection, store: Store, history: History) -> None:
-    trees = []
-    for channel, i in history.seeds.items():
-        manifest = history.ancestors[i].manifest
-        if isinstance(manifest, Manifest):
-            trees.append(manifest.channels[channel].tree())
+def _add_segments(connection: Connection, store: Store, history: History) -> None:
+    """Give the ancestors the bytes of the seeds and of their writes, and no others."""
+    wanted = defaultdict[str, set[Slice]](set)
+    for index, one in enumerate(history.ancestors):
+        seeds = [channel for channel, i in history.seeds.items() if i == index]
+        layouts = [layout for write in one.writes if (layout := write.layout()) is not None]
+        if isinstance(one.manifest, Manifest):
+            values = (one.manifest.channels[channel].layout() for channel in seeds)
+            layouts += [layout for layout in values if layout is not None]
+        one.wholes |= store.contents.get(one.thread_id, layouts)
+        wanted[one.thread_id].update(slices_of(one_ for one_ in layouts if one_ not in one.wholes))
+    segments = store.segments(connection, wanted)
     for one in history.ancestors:
-        trees += [write.tree() for write in one.writes]
-    threads = sorted({one.thread_id for one in history.ancestors})
-    chunks, _ = store.chunks_of(connection, threads, filter(None, trees))
-    for one in history.ancestors:
-        one.chunks = chunks
+        one.segments = segments[one.thread_id]

@@ -46,7 +46,7 @@ from checkpointer.surveying import Meaning
 from checkpointer.tables import checkpoints, writes
 from checkpointer.twins import SyncTwins
 
-TABLES: Final = ("threads", "checkpoints", "writes", "chunks")
+TABLES: Final = ("threads", "checkpoints", "writes", "segments")
 STRATEGIES: Final = ("keep_latest", "delete", "delete_all")
 
 
@@ -304,7 +304,7 @@ class Housekeeping(SyncTwins):
             raise error
         queries = self._backend.store.queries
         given = {"thread_ids": [thread_id]}
-        await self._backend.read(lambda connection: connection.fetch(queries.epochs, given))
+        await self._backend.read(lambda connection: connection.fetch(queries.states, given))
 
     async def _apply(
         self, work: Callable[..., ThreadPrune | None], *, dry_run: bool

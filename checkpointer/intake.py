@@ -1,7 +1,7 @@
-"""Moves of threads into a store: each in one transaction, with its chunks ahead if these are many.
+"""Moves of threads into a store: each in one transaction, with its bytes ahead if these are many.
 
 Whatever is moved from wherever goes this way. A move that is cut off may leave the thread's row,
-and chunks that nothing names yet; the next one goes on from there.
+and segments that nothing names yet; the next one goes on from there.
 """
 
 import asyncio
@@ -19,25 +19,46 @@ from checkpointer.errors import (
     DatabaseBusyError,
     DatabaseError,
     InvalidInputError,
+    SchemaTooNewError,
     SerializationError,
     SourceError,
     TransferError,
     UnknownThreadError,
 )
 from checkpointer.faults import means_damage
-from checkpointer.moving import Arrival, Dates, Outline, OvertakenError, Row, Spool, TransferReport
+from checkpointer.moving import (
+    Arrival,
+    Dates,
+    Outline,
+    OvertakenError,
+    Row,
+    Spool,
+    States,
+    TransferReport,
+)
 from checkpointer.quoting import quoted
+from checkpointer.slices import Segment
+from checkpointer.store import new_state
 from checkpointer.tables import checkpoints, writes
 from checkpointer.verification import IdOf
 
 AHEAD: Final = 8 << 20
-"""Bytes of chunks that are sent together, ahead of their thread's rows if there are more."""
+"""Bytes of segments that are sent together, ahead of their thread's rows if there are more."""
 
 ATTEMPTS: Final = 10
 """How often a thread's move is begun anew because others change it meanwhile."""
 
 SHOWN: Final = 10
 """Failures whose reasons an error's message tells."""
+
+_OF_ONE_THREAD: Final = (
+    DamagedDataError,
+    InvalidInputError,
+    SchemaTooNewError,
+    SerializationError,
+    SourceError,
+)
+"""What keeps a thread from being moved, and no other."""
 
 Move: TypeAlias = Callable[[str], Awaitable[TransferReport]]
 """Moves one thread; tells what was moved."""
@@ -79,9 +100,9 @@ class Intake:
         self, target: Target, thread_id: str, held: Outline, dates: Dates | None = None
     ) -> None:
         self._target, self._thread_id, self._dates = target, thread_id, dates
-        self._epoch = held.epoch
+        self._state = held.state
         self._spool = Spool()
-        self._chunks: dict[bytes, bytes] = {}
+        self._segments: list[Segment] = []
         self._waiting = 0
         self._report = TransferReport(threads=1)
 
@@ -113,28 +134,29 @@ class Intake:
         """Whether nothing was taken."""
         return not self._waiting and self._report == TransferReport(threads=1)
 
-    async def add_chunks(self, chunks: Mapping[bytes, bytes | memoryview]) -> None:
-        """Take chunks that the store may lack.
+    async def add_segments(self, segments: Iterable[Segment]) -> None:
+        """Take segments that the store lacks.
 
         Raises:
-            OvertakenError: Chunks of the thread were deleted meanwhile.
+            OvertakenError: Segments of the thread were stored or deleted meanwhile.
         """
-        for digest, data in chunks.items():
-            if digest not in self._chunks:
-                self._chunks[digest] = bytes(data)
-                self._waiting += len(data)
+        for one in segments:
+            self._segments.append(one)
+            self._waiting += len(one.data)
         if self._waiting >= AHEAD:
             await self._send_ahead()
 
     async def _send_ahead(self) -> None:
         backend, thread_id = self._target.backend, self._thread_id
-        if self._epoch is None:
+        if self._state is None:
             make = partial(moving.make_row, thread_id=thread_id, dates=self.dates)
-            self._epoch = await backend.write(partial(make, store=backend.store))
-        put = partial(moving.put_chunks, thread_id=thread_id, epoch=self._epoch, data=self._chunks)
-        await backend.write(partial(put, store=backend.store))
+            self._state = await backend.write(partial(make, store=backend.store))
+        states = States(self._state, new_state())
+        put = partial(moving.put_segments, thread_id=thread_id, states=states)
+        await backend.write(partial(put, store=backend.store, segments=self._segments))
+        self._state = states.after
         self._report += TransferReport(bytes=self._waiting)
-        self._chunks, self._waiting = {}, 0
+        self._segments, self._waiting = [], 0
 
     def add_checkpoints(self, rows: Sequence[Row]) -> None:
         """Take rows of checkpoints; those of the store with the same keys are replaced.
@@ -170,14 +192,15 @@ class Intake:
                     raise InvalidInputError(f"{place}: {exc}") from exc
 
     async def commit(self) -> TransferReport:
-        """Store the rows, and what is left of the chunks; verify the thread; what was moved.
+        """Store the rows, and what is left of the segments; verify the thread; what was moved.
 
         Raises:
-            OvertakenError: Chunks of the thread were deleted meanwhile.
+            OvertakenError: Segments of the thread were stored or deleted meanwhile.
             DamagedDataError: The thread would not be whole.
+            SchemaTooNewError: Only a newer version of this package can tell whether it would be.
         """
-        target = self._target
-        arrival = Arrival(self._thread_id, self.dates, self._epoch, self._chunks, self._spool)
+        target, states = self._target, States(self._state, new_state())
+        arrival = Arrival(self._thread_id, self.dates, states, self._segments, self._spool)
         put = partial(moving.put_rows, arrival=arrival, id_of=target.id_of)
         await target.backend.write(partial(put, store=target.backend.store))
         return self._report + TransferReport(bytes=self._waiting)
@@ -247,7 +270,7 @@ class _Run:
         while (thread_id := await self._next()) is not None:
             try:
                 moved = await self._until_still(thread_id)
-            except (DamagedDataError, InvalidInputError, SerializationError, SourceError) as exc:
+            except _OF_ONE_THREAD as exc:
                 self.failures[thread_id] = exc
             except DatabaseError as exc:
                 if not means_damage(exc):

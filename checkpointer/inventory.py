@@ -19,12 +19,13 @@ from checkpointer.arrays import AnySelect
 from checkpointer.dialect import Dialect
 from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection, Parameters
-from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest
+from checkpointer.manifest import Manifest, Value, decode_manifest
 from checkpointer.predicates import same
 from checkpointer.records import StoredWrite
 from checkpointer.reports import TableStats, ThreadInfo
+from checkpointer.sealing import FormatError
 from checkpointer.store import Store, batched
-from checkpointer.tables import checkpoints, chunks, threads, writes
+from checkpointer.tables import checkpoints, segments, threads, writes
 
 SizesByTable: TypeAlias = Mapping[str, TableStats]
 
@@ -36,7 +37,7 @@ PAGE: Final = 256
 _BATCH: Final = 8192
 """Threads whose metadata is asked for at once, at most."""
 
-_DATA: Final = {"checkpoints": checkpoints, "writes": writes, "chunks": chunks}
+_DATA: Final = {"checkpoints": checkpoints, "writes": writes, "segments": segments}
 """The tables that hold what counts as stored, by short name."""
 
 ORDERS: Final = ("thread_id", "created_at", "updated_at")

@@ -86,7 +86,7 @@ class Maintenance(Housekeeping):
         repair: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
-        """Read everything that is stored, hash every chunk again, and tell what is wrong.
+        """Read everything that is stored, check all stored bytes again, and tell what is wrong.
 
         Each thread is read from one snapshot, past the cache. Values are put together on paper
         only, and not loaded by the serde; but for each checkpoint's own dict, which tells whether
@@ -95,7 +95,7 @@ class Maintenance(Housekeeping):
 
         Args:
             thread_id: This thread alone.
-            repair: Remove the chunks that nothing names, one transaction a thread; none where
+            repair: Remove the bytes that nothing names, one transaction a thread; none where
                 damage leaves it unknown which these are. Nothing else is mended.
             progress: Called with how many threads are done, and how many there are in all.
 
@@ -174,7 +174,7 @@ class Maintenance(Housekeeping):
                 partial(threads.sweep_thread, store=store, thread_id=thread_id)
             )
         except DamagedDataError as exc:  # since it was verified
-            problem = Problem(ProblemKind.UNDECIDED_CHUNKS, thread_id, detail=str(exc))
+            problem = Problem(ProblemKind.UNDECIDED_SEGMENTS, thread_id, detail=str(exc))
             return found + Verification(problems=(problem,))
         return replace(found, removed=removed)
 

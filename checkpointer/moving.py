@@ -1,7 +1,7 @@
 """One thread that moves into a store: what both sides hold, and the rows as they are.
 
-Functions here are units of work on a given connection. A thread's chunks may be committed ahead of
-its other rows, which come in one transaction: until then nobody sees more of it than its row.
+Functions here are units of work on a given connection. A thread's segments may be committed ahead
+of its other rows, which come in one transaction: until then nobody sees more of it than its row.
 """
 
 import json
@@ -15,16 +15,17 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import ormsgpack
 import sqlalchemy as sa
-from sqlalchemy import bindparam
 
-from checkpointer.errors import DamagedDataError
 from checkpointer.execution import Connection
-from checkpointer.manifest import SEAL_SIZE
+from checkpointer.holdings import Held
 from checkpointer.predicates import any_key, same
 from checkpointer.queries import PROJECTION, Queries
-from checkpointer.store import Store, new_epoch
-from checkpointer.tables import checkpoints, chunks, threads, writes
-from checkpointer.verification import IdOf, verify_thread
+from checkpointer.sealing import SEAL_SIZE
+from checkpointer.slices import Segment, is_place
+from checkpointer.store import Store, new_state
+from checkpointer.tables import checkpoints, threads, writes
+from checkpointer.threads import insert_segments
+from checkpointer.verification import IdOf, check_whole, verify_thread
 
 CheckpointKey: TypeAlias = tuple[str, str]
 """Namespace and id of a checkpoint."""
@@ -58,7 +59,7 @@ class TransferReport:
         skipped: How many had it all already.
         checkpoints: How many checkpoints were stored.
         writes: How many pending writes were stored.
-        bytes: The bytes of these, and of the chunks that were sent.
+        bytes: The bytes of these, and of the segments that were sent.
     """
 
     threads: int = 0
@@ -82,19 +83,19 @@ class Outline:
     """What one thread holds, at one moment.
 
     Attributes:
-        epoch: That of its row, `None` where it has none.
+        state: That of its row, `None` where it has none.
         created_at: When its row was made.
         updated_at: When something was last put into it.
-        chunks: How many chunks it has.
+        segments: Where its segments stand, in no order.
         checkpoints: What tells each checkpoint from another under its key: its parent, its run and
             its manifest's seal.
         writes: The same for the pending writes: path, channel and seal.
     """
 
-    epoch: int | None = None
+    state: int | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    chunks: int = 0
+    segments: Sequence[Held] = ()
     checkpoints: Mapping[CheckpointKey, Print] = field(default_factory=dict)
     writes: Mapping[WriteKey, Print] = field(default_factory=dict)
 
@@ -120,9 +121,8 @@ class MoveQueries:
     """The statements of moves, for one kind of database."""
 
     def __init__(self, queries: Queries) -> None:
-        low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
         c, w, t = checkpoints.c, writes.c, threads.c
-        self.thread = sa.select(t.epoch, t.created_at, t.updated_at).where(
+        self.thread = sa.select(t.state, t.created_at, t.updated_at).where(
             same(threads, "thread_id")
         )
         self.checkpoint_outline = sa.select(
@@ -131,9 +131,6 @@ class MoveQueries:
         self.write_outline = sa.select(
             *(w[name] for name in _WRITE), w.task_path, w.channel, _seal(w.data)
         ).where(same(writes, "thread_id"))
-        self.digests_between = sa.select(chunks.c.digest).where(
-            same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
-        )
         # Text is what any database takes back.
         columns = [PROJECTION if column is c.metadata else column for column in c]
         self.checkpoints_of_many = sa.select(*columns).where(*any_key(queries.dialect, checkpoints))
@@ -167,13 +164,13 @@ def read_outline(connection: Connection, store: Store, thread_id: str) -> Outlin
     """What a thread holds, from one snapshot, without the values."""
     queries = move_queries(store.queries)
     given = {"thread_id": thread_id}
-    [summary] = connection.fetch(store.queries.thread_summary, given)
     rows = [row._asdict() for row in connection.fetch(queries.thread, given)]
     checkpoints = connection.fetch(queries.checkpoint_outline, given)
     writes = connection.fetch(queries.write_outline, given)
+    segments = connection.fetch(store.queries.segment_keys, given)
     return Outline(
         **(rows[0] if rows else {}),
-        chunks=summary.chunks,
+        segments=[Held(*row) for row in segments if is_place(*row[:3])],
         checkpoints={row[:2]: _print(row[2:]) for row in map(tuple, checkpoints)},
         writes={row[:4]: _print(row[4:]) for row in map(tuple, writes)},
     )
@@ -239,25 +236,43 @@ class Spool:
 
 
 def make_row(connection: Connection, store: Store, thread_id: str, dates: Dates) -> int:
-    """Make a thread's row, and hold it to the end of the transaction; its epoch."""
+    """Make a thread's row, and hold it to the end of the transaction; its state."""
     queries = move_queries(store.queries)
-    row = {"thread_id": thread_id, "epoch": new_epoch()}
+    row = {"thread_id": thread_id, "state": new_state()}
     times = {"created_at": dates.created_at, "updated_at": dates.updated_at}
     connection.execute(queries.hold_thread, row | times)
-    [held] = connection.fetch(store.queries.epochs, {"thread_ids": [thread_id]})
-    return int(held.epoch)
+    [held] = connection.fetch(store.queries.states, {"thread_ids": [thread_id]})
+    return int(held.state)
 
 
-def put_chunks(
-    connection: Connection, store: Store, thread_id: str, epoch: int, data: Mapping[bytes, bytes]
+@dataclass(frozen=True, slots=True)
+class States:
+    """What the row of a thread shows before and after a transaction of its move.
+
+    Attributes:
+        before: What was found, with the segments that the move builds on; `None` for nothing.
+        after: Another one, the same at each attempt: who finds it there has committed before.
+    """
+
+    before: int | None
+    after: int
+
+
+def put_segments(
+    connection: Connection,
+    store: Store,
+    thread_id: str,
+    states: States,
+    segments: Iterable[Segment],
 ) -> None:
-    """Store chunks of a thread ahead of the rows that name them.
+    """Store segments of a thread ahead of the rows that name them.
 
     Raises:
-        OvertakenError: Chunks of the thread were deleted since `epoch` was read.
+        OvertakenError: Segments of the thread were stored or deleted meanwhile.
     """
-    _check_epoch(connection, store, thread_id, epoch)
-    _insert_chunks(connection, store, thread_id, data)
+    _check_state(connection, store, thread_id, states)
+    insert_segments(connection, store, thread_id, segments)
+    _set_state(connection, store, thread_id, states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +282,15 @@ class Arrival:
     Attributes:
         thread_id: The thread.
         dates: When it was made and last changed.
-        epoch: The one under which chunks were sent ahead or found to be there, if any were.
-        chunks: The last chunks.
+        states: Those of its row.
+        segments: The last segments.
         rows: All other rows.
     """
 
     thread_id: str
     dates: Dates
-    epoch: int | None
-    chunks: Mapping[bytes, bytes]
+    states: States
+    segments: Sequence[Segment]
     rows: Spool
 
 
@@ -285,44 +300,37 @@ def put_rows(connection: Connection, store: Store, arrival: Arrival, id_of: IdOf
     All of the thread is verified before the transaction may be committed.
 
     Raises:
-        OvertakenError: Chunks of the thread were deleted since the arrival's epoch was read.
+        OvertakenError: Segments of the thread were stored or deleted meanwhile.
         DamagedDataError: The thread would not be whole.
+        SchemaTooNewError: Only a newer version of this package can tell whether it would be.
     """
-    thread_id = arrival.thread_id
-    if arrival.epoch is not None:
-        _check_epoch(connection, store, thread_id, arrival.epoch)
+    thread_id, states = arrival.thread_id, arrival.states
+    if states.before is not None:
+        _check_state(connection, store, thread_id, states)
     make_row(connection, store, thread_id, arrival.dates)
-    _insert_chunks(connection, store, thread_id, arrival.chunks)
+    insert_segments(connection, store, thread_id, arrival.segments)
     for table, rows in arrival.rows:
         if table is checkpoints:
             given = [row | {"metadata": json.loads(row["metadata"])} for row in rows]
             connection.execute(store.queries.put_checkpoint, *given)
         else:
             connection.execute(store.queries.put_special_write, *rows)
-    # No put may take values of the thread's checkpoints from memory: they may be others now.
-    renewed = {"of_thread": thread_id, "new_epoch": new_epoch()}
-    connection.execute(store.queries.set_epoch, renewed)
-    found = verify_thread(connection, store, thread_id, id_of)
-    if not found.whole:
-        raise DamagedDataError(
-            f"thread {thread_id!r}: found {len(found.problems)} problems, expected that all of the "
-            f"thread is whole; nothing of it was stored. The first: {found.problems[0]}"
-        )
+    # Nor may a put take values of the thread's checkpoints from memory: they may be others now.
+    _set_state(connection, store, thread_id, states)
+    check_whole(thread_id, verify_thread(connection, store, thread_id, id_of))
 
 
-def _check_epoch(connection: Connection, store: Store, thread_id: str, epoch: int) -> None:
+def _check_state(connection: Connection, store: Store, thread_id: str, states: States) -> None:
     held = connection.fetch(store.queries.lock_thread, {"thread_id": thread_id})
-    if [row.epoch for row in held] != [epoch]:
+    if not held or held[0].state not in {states.before, states.after}:
         raise OvertakenError
 
 
-def _insert_chunks(
-    connection: Connection, store: Store, thread_id: str, data: Mapping[bytes, bytes]
-) -> None:
-    if data:
-        # In their order, so that they go into the index side by side.
-        rows = [{"thread_id": thread_id, "digest": one, "data": data[one]} for one in sorted(data)]
-        connection.execute(store.queries.put_chunk, *rows)
+def _set_state(connection: Connection, store: Store, thread_id: str, states: States) -> None:
+    # Where none was expected, one of its own for each attempt: others may have learned under it.
+    after = states.after if states.before is not None else new_state()
+    renewed = {"of_thread": thread_id, "new_state": after}
+    connection.execute(store.queries.set_state, renewed)
 
 
 def pages(keys: Iterable[Key], most: int) -> Iterator[list[Key]]:

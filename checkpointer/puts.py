@@ -1,196 +1,222 @@
 """A batch of puts on a given connection, over any number of threads.
 
-Threads are touched in the order of their ids, so that two batches cannot deadlock. Holding a
-thread's row, chunks are skipped only if they were learned under the row's epoch.
+Threads are touched in the order of their ids, so that two batches cannot deadlock. A thread whose
+row does not show what its puts rely on is refused, and nothing of it is stored.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from checkpointer.arrays import PUTS, arrays, put_at_once
+from checkpointer.basis import Basis, New
 from checkpointer.errors import DatabaseError
 from checkpointer.execution import Connection
-from checkpointer.records import Put, PutCheckpoint, ReuseError
-from checkpointer.store import Store, batched, new_epoch, same_life
+from checkpointer.records import Put, PutCheckpoint
+from checkpointer.store import Store, batched, new_state
 from checkpointer.tables import writes
 
-Epochs = Mapping[str, int]
-
 TOUCH_INTERVAL: Final = timedelta(seconds=1)
-"""How exact `updated_at` is on SQLite, where it costs a page of the log that a commit waits for."""
+"""How exact `updated_at` is on SQLite for puts that replace no state: there it costs a page of the
+log that a commit waits for."""
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Puts that go into one transaction.
+
+    Attributes:
+        puts: The puts.
+        expected: The state that each thread's row must show, where one is relied on.
+        following: The state that it shows afterwards; `None` where nothing is stored that others
+            could miss. Where one is expected, the same at each attempt: who finds it there has
+            stored the batch before.
+        passes_over: Whether threads are left out that others hold.
+    """
+
+    puts: Sequence[Put]
+    expected: Mapping[str, int | None]
+    following: Mapping[str, int | None]
+    passes_over: bool
+
+    def with_puts(self, puts: Sequence[Put]) -> "Batch":
+        """One attempt with some of its puts.
+
+        Where no state is expected, each attempt sets one of its own: an earlier one may have
+        committed, and others have learned under its state what was deleted since.
+        """
+        following = {
+            name: new_state() if state is not None and self.expected[name] is None else state
+            for name, state in self.following.items()
+        }
+        return replace(self, puts=puts, following=following)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What has become of a batch. The puts of threads that are in neither were refused.
+
+    Attributes:
+        states: The threads whose puts are stored, and the states of their rows.
+        held_by_others: The threads that were passed over.
+    """
+
+    states: Mapping[str, int]
+    held_by_others: AbstractSet[str]
+
+
+def batch_of(
+    puts: Sequence[Put], expected: Mapping[str, int | None], *, passes_over: bool = False
+) -> Batch:
+    """A batch whose threads have these states, as far as they are known."""
+    stores = {one.namespace.thread_id for one in puts if one.segments}
+    names = {one.namespace.thread_id for one in puts}
+    relied = {name: expected.get(name) for name in names}
+    following = {name: new_state() if name in stores else relied[name] for name in names}
+    return Batch(puts, relied, following, passes_over)
 
 
 @dataclass(slots=True)
 class Rows:
     """The rows of a batch, each key once: within one statement a row can be replaced only once."""
 
-    chunks: dict[Any, Row] = field(default_factory=dict)
+    segments: dict[Any, Row] = field(default_factory=dict)
     checkpoints: dict[Any, Row] = field(default_factory=dict)
     writes: dict[Any, Row] = field(default_factory=dict)
     special: dict[Any, Row] = field(default_factory=dict)
 
 
-def put(connection: Connection, store: Store, batch: Sequence[Put]) -> Epochs:
-    """Store a batch, with `Database.put`.
-
-    Returns:
-        The epoch of each thread, for `Store.learn` once this has committed.
-
-    Raises:
-        ReuseError: A put reuses values of its parent that may be gone.
-    """
+def put(connection: Connection, store: Store, batch: Batch) -> Stored:
+    """Store a batch, with `Database.put`."""
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
-    epochs = _touched(connection, store, batch)
-    rows = _rows(connection, store, batch, epochs)
+    states = _touched(connection, store, batch)
+    rows = _rows(one for one in batch.puts if one.namespace.thread_id in states)
     for statement, parameters in (
-        (store.queries.put_chunk, rows.chunks),
+        (store.queries.put_segment, rows.segments),
         (store.queries.put_checkpoint, rows.checkpoints),
         (store.queries.put_write, rows.writes),
         (store.queries.put_special_write, rows.special),
     ):
         if parameters:
             connection.execute(statement, *parameters.values())
-    return epochs
+    return Stored(states, frozenset())
 
 
-def _put_at_once(connection: Connection, store: Store, batch: Sequence[Put]) -> Epochs:
-    """Store a batch in one statement, on the chance that no epoch was raised meanwhile.
+def put_held(connection: Connection, store: Store, new: New) -> tuple[Put, Mapping[str, int]]:
+    """Encode and store one put in one transaction that holds its thread's row from the start.
 
-    If one was, nothing was stored, and the batch is put once more under the epochs found.
+    Returns:
+        The put, and the state of its thread.
     """
-    expected: Mapping[str, int | None] = _expected_epochs(store, batch)
-    while True:
-        found, held = _execute_at_once(connection, store, batch, expected)
-        if held:
-            return found
-        if found == expected:
-            raise DatabaseError(
-                f"found that the database refused {len(batch)} puts under the epochs that it holds "
-                f"itself, expected that it stores them; report this, with the server's version"
-            )
-        expected = found
+    thread_id, now = new.namespace.thread_id, datetime.now(UTC)
+    basis = Basis()
+    if new.builds_on_others:
+        times = {"created_at": now, "updated_at": now}
+        touched = {"thread_id": thread_id, "state": new_state(), **times}
+        connection.execute(store.queries.touch_thread, touched)
+        basis = store.read_basis(connection, new)
+    one = new.encode(basis)
+    stored = put(connection, store, batch_of([one], {thread_id: basis.state}))
+    if thread_id not in stored.states:
+        raise DatabaseError(
+            f"thread {thread_id!r}: found that the database refused a put under the state that its "
+            f"row shows, expected that it stores it; report this, with the server's version"
+        )
+    return one, stored.states
 
 
-def _expected_epochs(store: Store, batch: Iterable[Put]) -> dict[str, int | None]:
-    """An epoch under which each thread's chunks were learned; its namespaces may know others."""
-    expected: dict[str, int | None] = {}
-    for one in batch:
-        thread_id = one.namespace.thread_id
-        known = store.last.get(one.namespace) if one.chunks else None
-        epochs = [
-            expected.get(thread_id),
-            known[0] if known else None,
-            one.epoch if isinstance(one, PutCheckpoint) else None,
-        ]
-        expected[thread_id] = max((e for e in epochs if e is not None), default=None)
-    return expected
-
-
-def _execute_at_once(
-    connection: Connection,
-    store: Store,
-    batch: Sequence[Put],
-    expected: Mapping[str, int | None],
-) -> tuple[dict[str, int], bool]:
-    """Send a batch; the epoch of each thread, and whether the batch was stored."""
-    rows = _rows(connection, store, batch, expected)
+def _put_at_once(connection: Connection, store: Store, batch: Batch) -> Stored:
+    """Send a batch in one statement."""
+    rows = _rows(batch.puts)
     sets = {name: list(getattr(rows, name).values()) for name in PUTS}
     sets["checkpoints"] = [
         {**row, "metadata": json.dumps(row["metadata"])} for row in sets["checkpoints"]
     ]
-    names = sorted(expected)
+    names = sorted(batch.expected)
+    fresh = {name: _first_state(batch, name) for name in names}
     given: dict[str, Any] = {
         "now": datetime.now(UTC),
-        "wanted_thread_id": names,
-        "wanted_epoch": [expected[name] for name in names],
         "threads_thread_id": names,
-        "threads_epoch": [new_epoch() for _ in names],
+        "threads_expected": [batch.expected[name] for name in names],
+        "threads_state": [fresh[name] for name in names],
+        "threads_next": [batch.following[name] for name in names],
     }
     for name, some in sets.items():
         if some:
             given |= arrays(name, some)
     filled = frozenset(name for name, some in sets.items() if some)
-    result = connection.fetch(put_at_once(store.queries.dialect, filled), given)
-    return {row.thread_id: row.epoch for row in result}, all(row.held for row in result)
+    statement = put_at_once(store.queries.dialect, filled, passes_over=batch.passes_over)
+    result = connection.fetch(statement, given)
+    found = {row.thread_id: row.state for row in result}
+    # A thread that was deleted, and on which a put relies, got a row again before it was refused.
+    made = [{"of_thread": name, "new_state": fresh[name]} for name in names if name not in found]
+    if made:
+        connection.execute(store.queries.delete_new_thread, *made)
+    return Stored(
+        {name: state for name, state in found.items() if state is not None},
+        {name for name, state in found.items() if state is None},
+    )
 
 
-def _touched(connection: Connection, store: Store, batch: Iterable[Put]) -> Epochs:
-    """The threads' epochs; rows that are missing are made, and others touched now and then.
+def _first_state(batch: Batch, thread_id: str) -> int:
+    """The state of a row that is made; not the one by which a put sees that it was confirmed."""
+    following = batch.following[thread_id]
+    return new_state() if following is None or batch.expected[thread_id] is not None else following
+
+
+def _touched(connection: Connection, store: Store, batch: Batch) -> dict[str, int]:
+    """The states of the threads that hold what is relied on; rows that are missing are made.
 
     The transaction is the database's only writer from its start, so that no row has to be held.
     """
-    names = {one.namespace.thread_id for one in batch}
     now = datetime.now(UTC)
     found: dict[str, Any] = {}
-    for some in batched(names, store.queries.dialect.max_list):
+    for some in batched(sorted(batch.expected), store.queries.dialect.max_list):
         given = {"thread_ids": some, "touched_after": now - TOUCH_INTERVAL, "now": now}
-        rows = connection.fetch(store.queries.epochs_and_touch, given)
+        rows = connection.fetch(store.queries.states_and_touch, given)
         found |= {row.thread_id: row for row in rows}
-    stale = [name for name in names if name not in found or not found[name].touched]
-    epochs = {name: found[name].epoch if name in found else new_epoch() for name in names}
+    states: dict[str, int] = {}
+    stale: list[Row] = []
+    for name, expected in batch.expected.items():
+        row, following = found.get(name), batch.following[name]
+        if expected is not None and (row is None or row.state not in {expected, following}):
+            continue
+        before = row.state if row is not None else None
+        states[name] = following or before or new_state()
+        if row is None or states[name] != before or not row.touched:
+            times = {"created_at": now, "updated_at": now}
+            stale.append({"thread_id": name, "state": states[name], **times})
     if stale:
-        times = {"created_at": now, "updated_at": now}
-        touched = ({"thread_id": name, "epoch": epochs[name], **times} for name in stale)
-        connection.execute(store.queries.touch_thread, *touched)
-    return epochs
+        connection.execute(store.queries.set_thread, *stale)
+    return states
 
 
-def _rows(
-    connection: Connection,
-    store: Store,
-    batch: Iterable[Put],
-    epochs: Mapping[str, int | None],
-) -> Rows:
-    """All rows of a batch, without the chunks that are known to be stored under `epochs`."""
+def _rows(batch: Iterable[Put]) -> Rows:
+    """All rows of some puts."""
     rows = Rows()
     for one in batch:
         thread_id, namespace = one.namespace.thread_id, one.namespace
-        known = store.last.stored(namespace, epochs[thread_id])
-        new = {digest: data for digest, data in one.chunks.items() if digest not in known}
         if isinstance(one, PutCheckpoint):
-            new |= _reused(connection, store, one, epochs[thread_id], known)
             rows.checkpoints[namespace, one.row["checkpoint_id"]] = one.row
         else:
             for row in one.rows:
                 rows.writes.setdefault(_write_key(row), row)
             rows.special |= {_write_key(row): row for row in one.special_rows}
-        for digest, data in new.items():
-            key = {"thread_id": thread_id, "digest": digest, "data": data}
-            rows.chunks[thread_id, digest] = key
+        for segment in one.segments:
+            rows.segments[thread_id, segment.stream, segment.start] = {
+                "thread_id": thread_id,
+                "stream_id": segment.stream,
+                "start": segment.start,
+                "stop": segment.stop,
+                "data": segment.data,
+            }
     return rows
-
-
-def _reused(
-    connection: Connection,
-    store: Store,
-    one: PutCheckpoint,
-    epoch: int | None,
-    known: frozenset[bytes],
-) -> dict[bytes, bytes]:
-    """The chunks that were left out and are not known to be stored, or no longer.
-
-    Those that the process has not kept may be stored all the same: what was learned of them is
-    lost with a connection. Under the same epoch, what is there stays there.
-
-    Raises:
-        ReuseError: They are neither kept nor stored; or the thread was deleted, or copied over.
-    """
-    if one.epoch is None:
-        return {}
-    if epoch is None or not same_life(one.epoch, epoch):
-        raise ReuseError
-    again = one.reused - known
-    cached = store.cache.get_many(again)
-    lost = again - cached.keys()
-    if lost - store.stored(connection, one.namespace.thread_id, lost):
-        raise ReuseError
-    return cached
 
 
 def _write_key(row: Row) -> tuple[Any, ...]:

@@ -15,8 +15,8 @@ from checkpointer.arrays import AnySelect
 from checkpointer.dialect import Dialect
 from checkpointer.dialects import dialect_named
 from checkpointer.predicates import KEY, any_key, same
-from checkpointer.tables import checkpoints, chunks, threads, writes
-from checkpointer.upserts import copying, replacing, touching
+from checkpointer.tables import checkpoints, segments, threads, writes
+from checkpointer.upserts import copying, lengthening, replacing, touching
 
 CHECKPOINT_KEY = (
     checkpoints.c.checkpoint_id,
@@ -41,15 +41,17 @@ class Queries:
     def _build_puts(self) -> None:
         insert = self.dialect.insert
         self.touch_thread = touching(insert(threads))
+        self.set_thread = touching(insert(threads), "state")
         named = self.dialect.is_any_of(threads.c.thread_id, "thread_ids")
-        self.epochs = sa.select(threads.c.thread_id, threads.c.epoch).where(named)
+        self.states = sa.select(threads.c.thread_id, threads.c.state).where(named)
         # No later than now: a clock may have been set back.
         lately = threads.c.updated_at.between(
             bindparam("touched_after", type_=threads.c.updated_at.type),
             bindparam("now", type_=threads.c.updated_at.type),
         )
-        self.epochs_and_touch = self.epochs.add_columns(lately.label("touched"))
-        self.put_chunk = insert(chunks).on_conflict_do_nothing()
+        self.states_and_touch = self.states.add_columns(lately.label("touched"))
+        self.put_segment = insert(segments).on_conflict_do_nothing()
+        self.copy_segment = lengthening(insert(segments))
         self.put_checkpoint = replacing(insert(checkpoints))
         self.put_write = insert(writes).on_conflict_do_nothing()
         self.put_special_write = replacing(insert(writes))
@@ -62,7 +64,7 @@ class Queries:
             c.checkpoint_id,
             c.parent_checkpoint_id,
             c.manifest,
-            threads.c.epoch,
+            threads.c.state,
         ).outerjoin_from(checkpoints, threads, threads.c.thread_id == c.thread_id)
         in_namespace = same(checkpoints, "thread_id", "checkpoint_ns")
         self._row = row
@@ -73,9 +75,21 @@ class Queries:
         self.channel_writes_of_many = self.writes_of_many.where(
             self.dialect.is_any_of(w.channel, "channels")
         )
-        self.chunks = sa.select(chunks.c.digest, chunks.c.data).where(
-            self.dialect.is_any_of(chunks.c.thread_id, "thread_ids"),
-            self.dialect.is_any_of(chunks.c.digest, "digests"),
+        self.sliced_writes_of_many = self.writes_of_many.where(w.sliced)
+        self.stream = sa.select(*segments.c).where(same(segments, "thread_id", "stream_id"))
+        self.basis = (
+            sa.select(threads.c.state, c.checkpoint_ns, c.checkpoint_id, c.manifest)
+            .select_from(
+                threads.outerjoin(
+                    checkpoints,
+                    sa.and_(
+                        c.thread_id == threads.c.thread_id,
+                        self.dialect.is_any_of(c.checkpoint_ns, "namespaces"),
+                        self.dialect.is_any_of(c.checkpoint_id, "checkpoint_ids"),
+                    ),
+                )
+            )
+            .where(same(threads, "thread_id"))
         )
         self.ancestors = self._ancestors()
 
@@ -84,7 +98,7 @@ class Queries:
         c = checkpoints.c
         columns = (*_columns(checkpoints, *KEY), c.parent_checkpoint_id, c.manifest)
         start = (
-            sa.select(*columns, sa.null().label("epoch"), sa.literal(1).label("distance"))
+            sa.select(*columns, sa.null().label("state"), sa.literal(1).label("distance"))
             .where(same(checkpoints, *KEY))
             .cte("ancestors", recursive=True)
         )
@@ -103,7 +117,7 @@ class Queries:
         # Everything that deletes holds the thread's row, as every put does, so neither sees half
         # of the other.
         self.lock_thread = (
-            sa.select(threads.c.epoch).where(same(threads, "thread_id")).with_for_update()
+            sa.select(threads.c.state).where(same(threads, "thread_id")).with_for_update()
         )
         self.manifests = sa.select(
             checkpoints.c.checkpoint_ns,
@@ -112,8 +126,13 @@ class Queries:
             PROJECTION,
             checkpoints.c.manifest,
         ).where(in_thread)
-        self.chunked_writes = sa.select(writes).where(same(writes, "thread_id"), writes.c.chunked)
-        self.digests = sa.select(chunks.c.digest).where(same(chunks, "thread_id"))
+        self.sliced_writes = sa.select(writes).where(same(writes, "thread_id"), writes.c.sliced)
+        self.segment_keys = sa.select(
+            segments.c.stream_id,
+            segments.c.start,
+            segments.c.stop,
+            sa.func.length(segments.c.data, type_=sa.Integer).label("bytes"),
+        ).where(same(segments, "thread_id"))
         self.threads_of_runs = (
             sa.select(checkpoints.c.thread_id)
             .where(any_of(checkpoints.c.run_id, "run_ids"))
@@ -128,24 +147,27 @@ class Queries:
             sa.exists(sa.select(sa.literal(1)).where(same(writes, "thread_id"))).label(
                 "any_writes"
             ),
+            sa.exists(sa.select(sa.literal(1)).where(same(segments, "thread_id"))).label(
+                "any_segments"
+            ),
         )
 
     def _build_deletes(self) -> None:
         any_of = self.dialect.is_any_of
-        self.set_epoch = (
+        self.set_state = (
             sa.update(threads)
             .where(threads.c.thread_id == bindparam("of_thread"))
-            .values(epoch=bindparam("new_epoch"))
+            .values(state=bindparam("new_state"))
         )
-        self.raise_epoch = (
-            sa.update(threads)
-            .where(threads.c.thread_id == bindparam("of_thread"))
-            .values(epoch=threads.c.epoch + 1)
+        # Only one that was made just now has that state.
+        self.delete_new_thread = sa.delete(threads).where(
+            threads.c.thread_id == bindparam("of_thread"),
+            threads.c.state == bindparam("new_state"),
         )
         self.delete_checkpoints = self._delete_some(checkpoints, checkpoints.c.checkpoint_id)
         self.delete_writes = self._delete_some(writes, writes.c.checkpoint_id)
-        self.delete_chunks = sa.delete(chunks).where(
-            same(chunks, "thread_id"), any_of(chunks.c.digest, "digests")
+        self.delete_segment = sa.delete(segments).where(
+            same(segments, "thread_id", "stream_id", "start")
         )
         self.orphan_checkpoints = (
             sa.update(checkpoints)
@@ -158,7 +180,7 @@ class Queries:
         )
         self.delete_thread = [
             sa.delete(table).where(same(table, "thread_id"))
-            for table in (writes, checkpoints, chunks, threads)
+            for table in (writes, checkpoints, segments, threads)
         ]
         if self.dialect.has_arrays:  # all in one round trip
             *others, last = self.delete_thread
@@ -170,23 +192,15 @@ class Queries:
 
     def _build_copies(self) -> None:
         self.copy_thread = [
-            copying(self.dialect, chunks).on_conflict_do_nothing(),
+            lengthening(copying(self.dialect, segments)),
             replacing(copying(self.dialect, checkpoints)),
             replacing(copying(self.dialect, writes)),
         ]
 
     def _build_verifications(self) -> None:
         self.thread_count = sa.select(sa.func.count().label("threads")).select_from(threads)
-        stored = sa.select(sa.func.count()).where(same(chunks, "thread_id")).select_from(chunks)
         self.thread_summary = sa.select(
-            sa.exists(sa.select(sa.literal(1)).where(same(threads, "thread_id"))).label("has_row"),
-            stored.scalar_subquery().label("chunks"),
-        )
-        # By their range and not page by page in order: without statistics, PostgreSQL would sort
-        # all that is left for each page.
-        low, high = (bindparam(name, type_=chunks.c.digest.type) for name in ("low", "high"))
-        self.chunks_between = sa.select(chunks.c.digest, chunks.c.data).where(
-            same(chunks, "thread_id"), chunks.c.digest >= low, chunks.c.digest < high
+            sa.exists(sa.select(sa.literal(1)).where(same(threads, "thread_id"))).label("has_row")
         )
         self.checkpoint_keys, self.write_keys = (
             sa.select(*_columns(table, *KEY)).where(same(table, "thread_id")).distinct()
@@ -239,7 +253,7 @@ class Queries:
 
         The parameters are `limit`, and with a cursor `after_thread_id`.
         """
-        return threads_of((threads, checkpoints, writes, chunks), cursor=cursor)
+        return threads_of((threads, checkpoints, writes, segments), cursor=cursor)
 
     def _delete_some(self, table: sa.Table, column: sa.Column[str]) -> sa.Delete:
         return sa.delete(table).where(

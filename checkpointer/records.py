@@ -1,16 +1,15 @@
-"""What is put and what is read, as values: checkpoints, pending writes and the chunks they name."""
+"""What is put and what is read, as values: checkpoints, pending writes and the bytes they name."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from checkpointer.cache import LastCheckpoint
-from checkpointer.chunking import ChunkError, Cut, Tree, assemble, join
-from checkpointer.errors import DamagedDataError
-from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest, decode_value
-
-Chunks = Mapping[bytes, bytes | memoryview]
+from checkpointer.errors import DamagedDataError, SchemaTooNewError
+from checkpointer.manifest import Manifest, Value, decode_manifest, decode_value
+from checkpointer.memory import Known, KnownCheckpoint
+from checkpointer.sealing import FormatError, TooNewError
+from checkpointer.sharing import Source, Whole
+from checkpointer.slices import Layout, Segment, Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,54 +29,58 @@ class PutCheckpoint:
     """One checkpoint to store.
 
     Attributes:
+        segments: The bytes that it stores.
+        relies_on: What the database has to confirm: all that it names and does not store.
+        values: Its long values.
         row: Its row.
-        chunks: The chunks that its manifest names, but for those of the namespace's last
-            checkpoint's values, as far as these are reused.
-        reused: The digests of the chunks that are left out.
-        epoch: The epoch under which the last checkpoint was learned, if anything of it is reused.
-        last: What the process remembers of it, once it has committed.
-        cuts: The whole of its long values that are new.
+        checkpoint: What the process remembers of it, once it has committed.
     """
 
     namespace: Namespace
+    segments: Sequence[Segment]
+    relies_on: Known | None
+    values: Sequence[Source]
     row: dict[str, Any]
-    chunks: Chunks
-    reused: frozenset[bytes]
-    epoch: int | None
-    last: LastCheckpoint
-    cuts: Sequence[Cut]
+    checkpoint: KnownCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
 class PutWrites:
-    """One task's pending writes to store: their rows, and every chunk that they name.
+    """One task's pending writes to store.
 
     Attributes:
+        segments: The bytes that they store.
+        relies_on: What the database has to confirm: all that they name and do not store.
+        values: Their long values.
+        checkpoint_id: The checkpoint that they belong to.
         rows: Kept as they stand in the database, if they stand there already.
         special_rows: Take the place of those that stand there.
     """
 
     namespace: Namespace
+    segments: Sequence[Segment]
+    relies_on: Known | None
+    values: Sequence[Source]
+    checkpoint_id: str | None
     rows: list[dict[str, Any]]
     special_rows: list[dict[str, Any]]
-    chunks: Chunks
 
 
 Put = PutCheckpoint | PutWrites
 
 
 def size_of(put: Put) -> tuple[int, int]:
-    """The rows that a put hands over, and the bytes of its manifest or writes and its chunks."""
+    """The rows that a put hands over, and the bytes of its manifest or writes and its segments."""
     if isinstance(put, PutCheckpoint):
         rows, data = 1, len(put.row["manifest"])
     else:
         rows = len(put.rows) + len(put.special_rows)
         data = sum(len(row["data"]) for row in (*put.rows, *put.special_rows))
-    return rows + len(put.chunks), data + sum(map(len, put.chunks.values()))
+    return rows + len(put.segments), data + sum(len(one.data) for one in put.segments)
 
 
-class ReuseError(Exception):
-    """A put reuses values that may be gone; put it again with all values encoded."""
+class RefusedError(Exception):
+    """What a put relies on is not what the database holds. Nothing of it was stored."""
 
 
 @dataclass(slots=True)
@@ -100,37 +103,37 @@ class StoredWrite:
         except FormatError as exc:
             value = exc
         else:
-            if row.chunked != (value.tree() is not None):
-                value = FormatError(f"found chunked = {row.chunked} beside a value that is not so")
+            if row.sliced != (value.layout() is not None):
+                value = FormatError(f"found sliced = {row.sliced} beside a value that is not so")
         return cls(row.checkpoint_id, row.task_id, row.idx, row.task_path, row.channel, value)
 
-    def tree(self) -> Tree | None:
-        """The tree of its value, unless that is inline or unreadable."""
-        return self.value.tree() if isinstance(self.value, Value) else None
+    def layout(self) -> Layout | None:
+        """The layout of its value, unless that is inline or unreadable."""
+        return self.value.layout() if isinstance(self.value, Value) else None
 
 
 @dataclass(slots=True)
 class StoredCheckpoint:
-    """One checkpoint as it stands in the database, with the chunks that it names.
+    """One checkpoint as it stands in the database, with the bytes that it names.
 
     Attributes:
         manifest: The manifest, or why it cannot be read.
         writes: Its pending writes, in no order.
         sends: Its parent's writes to the channel of pending sends, for old formats.
-        chunks: Those that were found whole, but for those of `cuts`.
-        cuts: Values that are at hand as a whole.
+        segments: Those that hold its long values, but for those of `wholes`.
+        wholes: Values that are at hand as a whole.
     """
 
     thread_id: str
     checkpoint_ns: str
     checkpoint_id: str
     parent_checkpoint_id: str | None
-    epoch: int | None
+    state: int | None
     manifest: Manifest | FormatError
     writes: list[StoredWrite] = field(default_factory=list)
     sends: list[StoredWrite] = field(default_factory=list)
-    chunks: Mapping[bytes, bytes] = field(default_factory=dict)
-    cuts: dict[Tree, Cut] = field(default_factory=dict)
+    segments: Segments = field(default_factory=Segments)
+    wholes: dict[Layout, Whole] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Any) -> Self:
@@ -145,7 +148,7 @@ class StoredCheckpoint:
             row.checkpoint_ns,
             row.checkpoint_id,
             row.parent_checkpoint_id,
-            row.epoch,
+            row.state,
             manifest,
         )
 
@@ -154,30 +157,18 @@ class StoredCheckpoint:
         """The line of checkpoints that it stands in."""
         return Namespace(self.thread_id, self.checkpoint_ns)
 
-    def trees(self) -> Iterable[Tree]:
-        """The trees of all its values and writes."""
+    def layouts(self) -> Iterable[Layout]:
+        """The layouts of all its long values and writes."""
         if isinstance(self.manifest, Manifest):
-            yield from self.manifest.trees()
+            yield from self.manifest.layouts()
         for write in (*self.writes, *self.sends):
-            if (tree := write.tree()) is not None:
-                yield tree
+            if (layout := write.layout()) is not None:
+                yield layout
 
     @property
     def size(self) -> int:
         """The bytes of all its long values and writes."""
-        return sum(tree.size for tree in self.trees())
-
-    def assemble_channels(self) -> None:
-        """Put the channels' long values together, so that `load` and `Store.learn_read` have them.
-
-        What is missing or altered is left out: loading it raises the error.
-        """
-        if isinstance(self.manifest, Manifest):
-            for value in self.manifest.channels.values():
-                tree = value.tree()
-                if tree is not None and tree not in self.cuts:
-                    with suppress(ChunkError):
-                        self.cuts[tree] = assemble(tree, self.chunks)
+        return sum(layout.size for layout in self.layouts())
 
     def load(self, value: Value | FormatError, what: str) -> tuple[str, bytes]:
         """The type tag and the bytes of one of its values, verified.
@@ -187,23 +178,37 @@ class StoredCheckpoint:
             what: What it is, for the error: "channel 'messages'", for example.
 
         Raises:
-            DamagedDataError: A chunk is missing or altered, or the value cannot be read.
+            DamagedDataError: Bytes are missing or altered, or the value cannot be read.
+            SchemaTooNewError: Only a newer version of this package can read it.
         """
         try:
             if isinstance(value, FormatError):
                 raise value
-            data = value.content
-            if isinstance(data, Tree):
-                cut = self.cuts.get(data)
-                data = cut.data if cut else join(data, self.chunks)
-        except (ChunkError, FormatError) as exc:
-            raise self.damage(f"{what}: {exc}") from exc
-        return value.type, data
+            content = value.content
+            return value.type, self._join(content) if isinstance(content, Layout) else content
+        except FormatError as exc:
+            raise self.damage(f"{what}: {exc}", exc) from exc
 
-    def damage(self, reason: str) -> DamagedDataError:
-        """The error that names this checkpoint."""
-        return DamagedDataError(
+    def _join(self, layout: Layout) -> bytes:
+        whole = self.wholes.get(layout)
+        if whole is None:
+            whole = self.wholes[layout] = Whole(*self.segments.join(layout))
+        return whole.data
+
+    def damage(self, reason: str, cause: Exception | None = None) -> Exception:
+        """The error that names this checkpoint.
+
+        Args:
+            reason: What was found.
+            cause: What was raised.
+        """
+        place = (
             f"thread {self.thread_id!r}, namespace {self.checkpoint_ns!r}, checkpoint "
-            f"{self.checkpoint_id!r}: {reason}; the stored rows do not hold what was written, "
-            f"restore them from a backup, or delete the thread with adelete_thread"
+            f"{self.checkpoint_id!r}: {reason}"
+        )
+        if isinstance(cause, TooNewError):
+            return SchemaTooNewError(place, found=None, expected="format 1")
+        return DamagedDataError(
+            f"{place}; the stored rows do not hold what was written, restore them from a backup, "
+            f"or delete the thread with adelete_thread"
         )

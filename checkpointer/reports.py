@@ -17,7 +17,7 @@ class ThreadInfo:
         created_at: When it was first put to.
         updated_at: When it was last put to; on SQLite up to a second earlier.
         checkpoints: How many it has, over all namespaces.
-        stored_bytes: Manifests, metadata's projections, writes and chunks; without keys, indexes
+        stored_bytes: Manifests, metadata's projections, writes and segments; without keys, indexes
             and what the database adds to each row.
     """
 
@@ -55,7 +55,7 @@ class Stats:
 
     Attributes:
         threads: How many threads.
-        tables: Rows and bytes of `threads`, `checkpoints`, `writes` and `chunks`; a thread's own
+        tables: Rows and bytes of `threads`, `checkpoints`, `writes` and `segments`; a thread's own
             row counts as no bytes.
         logical_bytes: What the values of all checkpoints and writes would take, were each stored
             whole.
@@ -158,7 +158,7 @@ class ThreadPrune:
         deleted: Whether it goes as a whole.
         checkpoints: The ids that go, by namespace, in order.
         writes: How many pending writes go with them.
-        chunks: How many chunks go: all that nothing names afterwards.
+        segments: How many segments go, or are cut: all bytes that nothing names afterwards.
         bytes: What is freed, counted as in `ThreadInfo.stored_bytes`.
     """
 
@@ -166,7 +166,7 @@ class ThreadPrune:
     deleted: bool
     checkpoints: Mapping[str, Sequence[str]]
     writes: int
-    chunks: int
+    segments: int
     bytes: int
 
 
@@ -199,9 +199,9 @@ class PruneReport:
         return sum(one.writes for one in self.threads)
 
     @property
-    def chunks(self) -> int:
-        """How many chunks, over all threads."""
-        return sum(one.chunks for one in self.threads)
+    def segments(self) -> int:
+        """How many segments, over all threads."""
+        return sum(one.segments for one in self.threads)
 
     @property
     def bytes(self) -> int:

@@ -23,14 +23,14 @@ from checkpointer.planning import Key, Plan, Rule, made_at, plan
 from checkpointer.predicates import same
 from checkpointer.reports import ThreadPrune
 from checkpointer.store import Store, batched
-from checkpointer.surveying import Meaning, chunk_sizes, survey, write_sizes
+from checkpointer.surveying import Meaning, survey, write_sizes
 from checkpointer.tables import checkpoints, threads
 from checkpointer.threads import (
     delete_checkpoints,
-    delete_chunks,
-    live_digests,
+    delete_garbage,
+    garbage_of,
+    layouts_of_writes,
     lock,
-    trees_of_writes,
 )
 
 PAGE: Final = 128
@@ -82,17 +82,15 @@ def prune(  # noqa: PLR0913 - what, how and whether
     def stays(key: Key) -> bool:
         return key not in doomed and key[0] not in planned.namespaces
 
-    kept = [tree for key, trees in found.trees.items() if stays(key) for tree in trees]
-    kept += trees_of_writes(connection, store, thread_id, stays)
-    live = live_digests(connection, store, thread_id, kept)
-    chunks = chunk_sizes(connection, thread_id)
-    garbage = {digest: size for digest, size in chunks.items() if digest not in live}
+    kept = [one for key, layouts in found.layouts.items() if stays(key) for one in layouts]
+    kept += layouts_of_writes(connection, store, thread_id, stays)
+    garbage = garbage_of(connection, store, thread_id, kept)
     sizes = write_sizes(connection, thread_id)
     written = [size for key, size in sizes.items() if not stays(key)]
     if not dry_run:
         _delete(connection, store, thread_id, planned)
-        delete_chunks(connection, store, thread_id, garbage.keys())
-    if not (doomed or written or garbage):
+    segments, size = delete_garbage(connection, store, thread_id, garbage, dry_run=dry_run)
+    if not (doomed or written or segments):
         return None
     freed = [*(found.bytes[key] for key in doomed), *(size for _, size in written)]
     return ThreadPrune(
@@ -100,8 +98,8 @@ def prune(  # noqa: PLR0913 - what, how and whether
         deleted=False,
         checkpoints=planned.checkpoints,
         writes=sum(count for count, _ in written),
-        chunks=len(garbage),
-        bytes=sum(freed) + sum(garbage.values()),
+        segments=segments,
+        bytes=sum(freed) + size,
     )
 
 
@@ -124,7 +122,7 @@ def drop(
     """
     if not dry_run and not lock(connection, store, thread_id):
         return None
-    if dry_run and not connection.fetch(store.queries.epochs, {"thread_ids": [thread_id]}):
+    if dry_run and not connection.fetch(store.queries.states, {"thread_ids": [thread_id]}):
         return None
     ids = defaultdict[str, list[str]](list)
     for row in connection.fetch(store.queries.checkpoint_keys, {"thread_id": thread_id}):
@@ -138,7 +136,7 @@ def drop(
         deleted=True,
         checkpoints={ns: sorted(ids[ns]) for ns in sorted(ids)},
         writes=sizes["writes"].rows,
-        chunks=sizes["chunks"].rows,
+        segments=sizes["segments"].rows,
         bytes=sum(size.bytes for size in sizes.values()),
     )
 

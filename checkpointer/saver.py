@@ -39,7 +39,7 @@ from checkpointer.identifiers import channel_names
 from checkpointer.listing import checkpoints
 from checkpointer.maintenance import Maintenance
 from checkpointer.quoting import quoted
-from checkpointer.records import ReuseError, StoredCheckpoint
+from checkpointer.records import StoredCheckpoint
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,8 +107,8 @@ class AsyncSQLAlchemySaver(Maintenance):
           for it; on SQLite, all that write. So inside the transaction, use this saver alone.
           Transactions that change several threads may deadlock: the database then fails one of
           them, with `DatabaseBusyError`, to be rolled back and run again.
-        - Nothing is remembered of what is put here, because it may be rolled back. So each put
-          sends all chunks of its values; those that are stored already are stored once.
+        - Nothing is remembered of what is put here, because it may be rolled back. So each put of a
+          long value first reads what is stored already, which it does not store again.
         - `aclose` and `close` close nothing. Sync methods keep the rules of the saver's event loop.
 
         Args:
@@ -162,20 +162,15 @@ class AsyncSQLAlchemySaver(Maintenance):
             `None` if there is none.
         """
         key, store = key_of(config, self._backend.database.dialect), self._backend.store
-        last = store.last.get(key.namespace)
+        last = store.last(key.namespace)
         get = partial(store.get, namespace=key.namespace, checkpoint_id=key.checkpoint_id)
         stored = await self._backend.read(partial(get, sends_channel=TASKS))
         if stored is None:
             return None
-
-        def decode() -> CheckpointTuple:
-            stored.assemble_channels()
-            return self._tuple(stored)
-
-        found = await off_loop(decode, stored.size)
+        found = await off_loop(partial(self._tuple, stored), stored.size)
         # A look at an older checkpoint, or one that took its time, must not displace what a run
         # under way goes on from.
-        if (key.checkpoint_id is None or last is None) and store.last.get(key.namespace) is last:
+        if (key.checkpoint_id is None or last is None) and store.last(key.namespace) is last:
             store.learn_read(stored, found.checkpoint.get("channel_versions", {}))
         return found
 
@@ -230,16 +225,10 @@ class AsyncSQLAlchemySaver(Maintenance):
         """
         key = key_of(config, self._backend.database.dialect)
         metadata_ = full_metadata(config, metadata)
-        last = self._backend.store.last.get(key.namespace)
-        encoder = self._encoder(key)
-        encode = encoder.checkpoint(checkpoint, metadata_, new_versions, last)
-        with self._backend.call():
-            try:
-                put = await self._backend.put_encoded(encode, encoder.size)
-            except ReuseError:
-                encode = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, None)
-                put = await self._backend.put_encoded(encode, encoder.size)
-        return config_for(key.namespace, put.row["checkpoint_id"])
+        parent = self._backend.store.parent(key.namespace, key.checkpoint_id)
+        new = self._encoder(key).checkpoint(checkpoint, metadata_, new_versions, parent)
+        await self._backend.put(new)
+        return config_for(key.namespace, new.checkpoint_id)
 
     async def aput_writes(
         self,
@@ -265,9 +254,8 @@ class AsyncSQLAlchemySaver(Maintenance):
                 "found a config without a checkpoint_id, expected the one of the checkpoint that "
                 "the writes belong to; pass the config that aput returned"
             )
-        put = self._encoder(key).writes(writes, task_id, task_path)
-        if put.rows or put.special_rows:
-            await self._backend.put(put)
+        if new := self._encoder(key).writes(writes, task_id, task_path):
+            await self._backend.put(new)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -323,8 +311,7 @@ class AsyncSQLAlchemySaver(Maintenance):
             ) from exc
 
     def _encoder(self, key: Key) -> Encoder:
-        backend = self._backend
-        return Encoder(self.serde, backend.database.dialect, key, backend.store.cache)
+        return Encoder(self.serde, self._backend.database.dialect, key)
 
     def _tuple(self, stored: StoredCheckpoint) -> CheckpointTuple:
         return Decoder(self.serde, stored).tuple_(self.get_next_version(None, None))

@@ -1,173 +1,220 @@
-"""The chunks of one thread, all read and hashed again, and what is wrong with trees that name them.
+"""Whether the values of one thread, put together of its segments, are what they were.
 
-Trees are followed, not put together: each node is looked at once, however many values name it, and
-what is remembered of a chunk is how long it is.
+A value is hashed from where it goes on from one that was hashed before: what is appended costs only
+its own bytes. Where it begins like another is told by its parts, which name the same bytes within
+one snapshot.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
-from typing import Final
+from typing import Final, TypeAlias
 
-from checkpointer.chunking import (
-    DIGEST_SIZE,
-    MIN_CHUNK,
-    MIN_NODE,
-    ChunkError,
-    Tree,
-    digest_of,
-    split_digests,
-)
-from checkpointer.execution import Connection
+from checkpointer.holdings import Fault, Held, Holdings, Stretch
 from checkpointer.problems import ProblemKind
-from checkpointer.quoting import quoted
-from checkpointer.store import Named, Store, batched
+from checkpointer.slices import HEAD_SIZE, Coverage, Hash, Interval, Layout, Part, Slice, size_of
 
-CHUNKS: Final = 1024
-"""Chunks read at once, about; nodes a quarter of that. 1 MB as a rule, and 8 MB at most."""
+PLANNED: Final = 1 << 20
+"""Bytes that are looked up before they are read and hashed, about."""
+
+BEGINNINGS: Final = 4096
+"""Beginnings of values whose hash is kept, about 1 KB each."""
+
+Piece: TypeAlias = bytes | Stretch
+
+
+@dataclass(slots=True, eq=False)
+class _Beginning:
+    """The bytes of a value up to the end of one of its parts, its head aside.
+
+    Attributes:
+        hashed: Their hash, unless something is wrong with them.
+        faults: What is wrong with the last part.
+        longer: What goes on from it, by its next part.
+        longest: Where that part is a slice: the longest of those that begin in the same place.
+    """
+
+    hashed: Hash | None = None
+    faults: tuple[Fault, ...] = ()
+    longer: "dict[Part, _Beginning]" = field(default_factory=dict)
+    longest: dict[tuple[int, int], Slice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with a chunk; without a digest, with a tree."""
-
-    kind: ProblemKind
-    digest: bytes
-    detail: str
-
-
-@dataclass(slots=True)
-class _Part:
-    """What stands below a node, or below many side by side.
+class _Step:
+    """What a beginning adds to another.
 
     Attributes:
-        size: How many bytes.
-        ragged: Whether a chunk is shorter than all must be but the last of its level.
-        ends_short: Whether the last of a level is so short.
-        faults: What is wrong there. Once something above has told of them, one stands for all.
+        end: The beginning.
+        start: The other.
+        pieces: The bytes between both, as far as they are there.
+        missing: Those that are not.
+        inherits: Whether both end in the same part of a value.
     """
 
-    size: int = 0
-    ragged: bool = False
-    ends_short: bool = False
-    faults: list[Fault] = field(default_factory=list)
-
-    def told(self) -> list[Fault]:
-        """The faults that nothing above has told of yet, or the one that stands for all."""
-        faults = self.faults[:]
-        del self.faults[1:]
-        return faults
+    end: _Beginning
+    start: _Beginning
+    pieces: Sequence[Piece]
+    missing: Sequence[Fault] = ()
+    inherits: bool = False
 
 
-class Chunks:
-    """The chunks of a thread, and what trees make of them.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A value that is about to be hashed."""
+
+    layout: Layout
+    head: Sequence[Part]
+    beginnings: Sequence[_Beginning]
+
+
+class Values:
+    """The values of a thread that name segments.
 
     Args:
-        connection: Where to read.
-        store: The statements.
-        thread_id: The thread.
-        expected: About how many they are.
-
-    Attributes:
-        count: How many are stored.
-        bytes: Their bytes.
-        altered: What was found in place of those whose bytes do not have their digest.
-        unnamed: The digests of those that no tree looked at so far has named.
-        certain: Whether every node that a tree names can be read.
+        holdings: The segments.
     """
 
-    def __init__(self, connection: Connection, store: Store, thread_id: str, expected: int) -> None:
-        self._connection, self._store, self._thread_id = connection, store, thread_id
-        self._sizes: dict[bytes, int] = {}
-        self._parts: dict[Named, _Part] = {}
-        self.altered: dict[bytes, str] = {}
-        self.bytes = 0
-        for low, high in ranges(expected):
-            given = {"thread_id": thread_id, "low": low, "high": high}
-            for digest, data in connection.fetch(store.queries.chunks_between, given):
-                if not isinstance(data, bytes):  # SQLite stores anything in any column
-                    self.altered[digest] = f"found {quoted(data)}, expected bytes"
-                    continue
-                self.bytes += len(data)
-                if (found := digest_of(data)) == digest:
-                    self._sizes[digest] = len(data)
-                else:
-                    self.altered[digest] = f"found {len(data)} bytes with the digest {found.hex()}"
-        self.unnamed = self._sizes.keys() | self.altered.keys()
-        self.count = len(self.unnamed)
-        self.certain = True
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self._root = _Beginning(Hash())
+        self._count = 0
+        self._steps: list[_Step] = []
+        self._planned = 0
+        self._coverage = Coverage()
+        self._told: set[Fault] = set()
 
-    def follow(self, trees: Iterable[Tree]) -> None:
-        """Read the nodes of trees that are to be looked at."""
-        self._follow((digest, t.depth) for t in trees for digest in split_digests(t.digests))
+    def check(self, layouts: Iterable[Layout]) -> dict[Layout, list[Fault]]:
+        """What is wrong with some values; the fewer are given at once, the more is read at once."""
+        found: dict[Layout, list[Fault]] = {}
+        plans: list[_Plan] = []
+        for layout in dict.fromkeys(layouts):
+            plans.append(self._plan(layout))
+            if self._planned >= PLANNED or len(self._steps) >= BEGINNINGS // 4:
+                found |= self._carry_out(plans)
+                plans = []
+        return found | self._carry_out(plans)
 
-    def _follow(self, named: Iterable[Named]) -> None:
-        nodes = {one for one in named if one[1] and one[0] in self._sizes}
-        for some in batched(sorted(nodes - self._parts.keys()), CHUNKS // 4):
-            digests = [digest for digest, _ in some]
-            given = {"thread_ids": [self._thread_id], "digests": digests}
-            rows = self._connection.fetch(self._store.queries.chunks, given)
-            data = {row.digest: row.data for row in rows}
-            below: dict[Named, list[Named]] = {}
-            for digest, depth in some:
-                try:
-                    children = split_digests(data[digest])
-                except ChunkError as exc:
-                    self.certain = False
-                    fault = Fault(ProblemKind.CONTRADICTORY_TREE, digest, str(exc))
-                    self._parts[digest, depth] = _Part(faults=[fault])
-                else:
-                    below[digest, depth] = [(child, depth - 1) for child in children]
-            self._follow(chain.from_iterable(below.values()))
-            for node, level in below.items():
-                self._parts[node] = part = self._sum(level)
-                part.ends_short |= len(level) < MIN_NODE
+    def news(self, faults: Sequence[Fault]) -> Sequence[Fault]:
+        """Those faults that were not told yet; if all were, one stands for all."""
+        new = [one for one in faults if one not in self._told]
+        self._told.update(new)
+        return new or faults[:1]
 
-    def faults(self, tree: Tree) -> list[Fault]:
-        """What is wrong with a tree that was followed."""
-        part = self._sum((digest, tree.depth) for digest in split_digests(tree.digests))
-        size = len(tree.head) + part.size
-        if not part.faults and (size != tree.size or part.ragged):
-            ragged = ", with too short ones between them" if part.ragged else ""
-            detail = f"the chunks hold {size} bytes{ragged}, expected {tree.size}"
-            return [Fault(ProblemKind.CONTRADICTORY_TREE, b"", detail)]
-        return list(dict.fromkeys(part.faults))
+    def bytes_of(self, layout: Layout) -> bytes | None:
+        """The bytes of a value; `None` where some cannot be read."""
+        pieces = [data for part in layout.parts for data in self._bytes(part)]
+        return None if None in pieces else b"".join(filter(None, pieces))
 
-    def _sum(self, named: Iterable[Named]) -> _Part:
-        whole = _Part()
-        for one in named:
-            digest, depth = one
-            self.unnamed.discard(digest)
-            size = self._sizes.get(digest)
-            whole.ragged |= whole.ends_short
-            if size is None:
-                whole.faults.append(self._fault(digest))
-                self.certain = self.certain and not depth
-            elif depth:
-                part = self._parts[one]
-                whole.size += part.size
-                whole.ragged |= part.ragged
-                whole.ends_short = part.ends_short
-                whole.faults += part.told()
-            else:
-                whole.size += size
-                whole.ends_short = size < MIN_CHUNK
-        return whole
+    def unnamed(self) -> Iterator[tuple[Held, Sequence[Interval]]]:
+        """The segments of which not all is named by the values so far; what is named of them."""
+        self._coverage.compact()
+        for held in self._holdings:
+            named = self._coverage.within(*held[:3])
+            if named != [(held.start, held.stop)]:
+                yield held, named
 
-    def _fault(self, digest: bytes) -> Fault:
-        if digest in self.altered:
-            return Fault(ProblemKind.ALTERED_CHUNK, digest, self.altered[digest])
-        return Fault(ProblemKind.MISSING_CHUNK, digest, "no row has this digest")
+    def _plan(self, layout: Layout) -> _Plan:
+        head, rest = _divided(layout.parts)
+        self._coverage.add(part for part in head if isinstance(part, Slice))
+        found = self._root
+        beginnings = [found]
+        for part in rest:
+            found = found.longer.get(part) or self._begin(found, part)
+            beginnings.append(found)
+        return _Plan(layout, head, beginnings)
+
+    def _begin(self, start: _Beginning, part: Part) -> _Beginning:
+        """Plan to hash a part after a beginning."""
+        end = start.longer[part] = _Beginning()
+        self._count += 1
+        if isinstance(part, bytes):
+            self._steps.append(_Step(end, start, [part]))
+            return end
+        shorter = start.longest.get(part[:2])
+        # Of a stream that has grown, go on from where the slice ended before.
+        grown = shorter is not None and shorter.stop < part.stop
+        if shorter is None or grown:
+            start.longest[part[:2]] = part
+        if shorter is not None and grown:
+            start, part = start.longer[shorter], part._replace(start=shorter.stop)
+        self._coverage.add([part])
+        way, missing = self._holdings.way(part)
+        self._planned += sum(one.stop - one.start for one in way)
+        self._steps.append(_Step(end, start, way, missing, grown))
+        return end
+
+    def _carry_out(self, plans: Sequence[_Plan]) -> dict[Layout, list[Fault]]:
+        pieces = (piece for step in self._steps for piece in step.pieces)
+        self._holdings.expect(one.held for one in pieces if isinstance(one, Stretch))
+        for step in self._steps:
+            self._hash(step)
+        found = {plan.layout: self._verdict(plan) for plan in plans}
+        self._steps, self._planned = [], 0
+        if self._count > BEGINNINGS:
+            self._root, self._count = _Beginning(Hash()), 0
+            self._coverage.compact()
+        return found
+
+    def _hash(self, step: _Step) -> None:
+        faults = dict.fromkeys(step.start.faults if step.inherits else ())
+        faults |= dict.fromkeys(step.missing)
+        hashed = step.start.hashed
+        for piece in step.pieces:
+            fault = self._holdings.fault(piece.held) if isinstance(piece, Stretch) else None
+            if fault is not None:
+                faults[fault] = None
+            elif hashed is not None:
+                data = self._holdings.bytes_of(piece) if isinstance(piece, Stretch) else piece
+                hashed = data if data is None else hashed.after(data)
+        step.end.hashed = None if faults else hashed
+        step.end.faults = tuple(faults)
+
+    def _verdict(self, plan: _Plan) -> list[Fault]:
+        faults = dict.fromkeys(fault for one in plan.beginnings for fault in one.faults)
+        for part in plan.head:
+            faults |= dict.fromkeys(self._faults(part))
+        hashed = plan.beginnings[-1].hashed
+        if faults or hashed is None:
+            return list(faults)
+        head = b"".join(data for part in plan.head for data in self._bytes(part) if data)
+        if hashed.checksum(head) == plan.layout.checksum:
+            return []
+        detail = f"found {plan.layout.size} bytes that do not match their value's checksum"
+        return [Fault(ProblemKind.CONTRADICTORY_VALUE, None, detail)]
+
+    def _faults(self, part: Part) -> Iterator[Fault]:
+        if isinstance(part, Slice):
+            way, missing = self._holdings.way(part)
+            yield from missing
+            yield from filter(None, (self._holdings.fault(one.held) for one in way))
+
+    def _bytes(self, part: Part) -> Iterator[bytes | None]:
+        if isinstance(part, bytes):
+            yield part
+            return
+        way, missing = self._holdings.way(part)
+        yield from (None for _ in missing)
+        yield from map(self._holdings.bytes_of, way)
 
 
-def ranges(count: int) -> Iterator[tuple[bytes, bytes]]:
-    """Ranges of digests, each from its first bytes to the next one's, of `CHUNKS` each.
+def _divided(parts: Sequence[Part]) -> tuple[Sequence[Part], Sequence[Part]]:
+    """The parts of a value's head, and those of all else."""
+    if size_of(parts[0]) == HEAD_SIZE:  # as the writer has it
+        return parts[:1], parts[1:]
+    head: list[Part] = []
+    rest: list[Part] = []
+    left = HEAD_SIZE
+    for part in parts:
+        size = min(size_of(part), left)
+        first, second = _cut(part, size)
+        head += [first] if size else []
+        rest += [second] if size < size_of(part) else []
+        left -= size
+    return head, rest
 
-    Digests are spread evenly, so that ranges of one width hold as many.
-    """
-    number = -(-count // CHUNKS)
-    if not number:
-        return
-    edges = [((i << 32) // number).to_bytes(4, "big") for i in range(1, number)]
-    # Greater than any digest.
-    yield from pairwise([b"", *edges, b"\xff" * (DIGEST_SIZE + 1)])
+
+def _cut(part: Part, size: int) -> tuple[Part, Part]:
+    if isinstance(part, bytes):
+        return part[:size], part[size:]
+    middle = part.start + size
+    return part._replace(stop=middle), part._replace(start=middle)

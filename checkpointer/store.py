@@ -1,4 +1,4 @@
-"""Checkpoints, writes and chunks on a given connection: verified rows out, and what is remembered.
+"""Checkpoints, writes and segments on a given connection: rows out, and what is remembered.
 
 Functions here are units of work for `Database.read` and `Database.write`. They know bytes and
 strings; what the bytes mean is the saver's affair.
@@ -6,16 +6,17 @@ strings; what the bytes mean is the saver's affair.
 
 import secrets
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
-from checkpointer.arrays import AnySelect, chunks_below
-from checkpointer.cache import ChunkCache, LastCheckpoint, LastCheckpoints
-from checkpointer.chunking import DIGEST_SIZE, Cut, Tree, digest_of, split_digests, union
+from checkpointer.arrays import AnySelect
+from checkpointer.basis import Basis, CheckpointKey, New
 from checkpointer.execution import Connection
-from checkpointer.manifest import Manifest
+from checkpointer.gathering import gather
+from checkpointer.manifest import Manifest, decode_manifest
+from checkpointer.memory import Contents, Known, KnownCheckpoint, Memory
 from checkpointer.predicates import keys
 from checkpointer.queries import Queries
 from checkpointer.records import (
@@ -25,13 +26,10 @@ from checkpointer.records import (
     StoredCheckpoint,
     StoredWrite,
 )
+from checkpointer.sealing import FormatError
+from checkpointer.slices import Layout, Piece, Segment, Segments, Slice, pieces_of, slices_of
 
 T = TypeVar("T")
-Named: TypeAlias = tuple[bytes, int]
-"""The digest of a chunk, and how many levels stand below it: 0 for a chunk of the data itself."""
-
-LIFE_SHIFT: Final = 20
-"""Bits of an epoch that count deletions; those above tell a thread from one deleted before."""
 
 PAGE_BYTES: Final = 32 << 20
 """Logical bytes of values after which a page of a list ends, however few its checkpoints."""
@@ -42,37 +40,145 @@ class Store:
     """The statements and memories that work on a connection needs."""
 
     queries: Queries
-    cache: ChunkCache
-    last: LastCheckpoints
+    contents: Contents
+    memory: Memory
 
-    def learn(self, batch: Sequence[Put], epochs: Mapping[str, int]) -> None:
-        """Remember a batch whose transaction has committed."""
+    def learn(
+        self, batch: Iterable[Put], states: Mapping[str, int], relied_on: Mapping[str, Known | None]
+    ) -> None:
+        """Remember puts whose transaction has committed.
+
+        Args:
+            batch: The puts.
+            states: The state of each thread's row, as it is now.
+            relied_on: What was known of each thread, where the database has confirmed it.
+        """
+        found: dict[str, Known | None] = {}
+        for thread_id, state in states.items():
+            known = relied_on.get(thread_id)
+            if known is None:
+                found[thread_id] = self.memory.found(thread_id, state)
+            else:
+                found[thread_id] = self.memory.advance(thread_id, known, state)
         for put in batch:
-            self.cache.put_many(put.chunks.items())
-            if isinstance(put, PutCheckpoint):
-                epoch = epochs[put.namespace.thread_id]
-                self._learn(put.namespace, epoch, put.last, put.cuts)
+            if (known := found.get(put.namespace.thread_id)) is not None:
+                self._learn(put, known)
+
+    def _learn(self, put: Put, known: Known) -> None:
+        namespace, thread_id = put.namespace.checkpoint_ns, put.namespace.thread_id
+        replaced: list[Layout] = []
+        if isinstance(put, PutCheckpoint):
+            replaced = self.memory.learn(thread_id, known, namespace, put.checkpoint)
+        elif put.values:
+            self.memory.learn_writes(
+                thread_id, known, namespace, put.checkpoint_id, [one for _, one in put.values]
+            )
+        self.contents.put(thread_id, put.values, replaced)
 
     def learn_read(self, stored: StoredCheckpoint, versions: Mapping[str, Any]) -> None:
-        """Remember a checkpoint that was read, all its channels assembled, with their versions."""
-        if stored.epoch is None or not isinstance(stored.manifest, Manifest):
+        """Remember a checkpoint that was read, all its values put together, with their versions."""
+        if stored.state is None or not isinstance(stored.manifest, Manifest):
             return
-        channels = {
-            name: (value, stored.cuts[tree].digests if (tree := value.tree()) else frozenset())
-            for name, value in stored.manifest.channels.items()
-        }
-        digests = union([frozenset(stored.chunks), *(named for _, named in channels.values())])
-        last = LastCheckpoint(stored.checkpoint_id, dict(versions), channels, digests)
-        self._learn(stored.namespace, stored.epoch, last, stored.cuts.values())
+        thread_id = stored.thread_id
+        known = self.memory.found(thread_id, stored.state)
+        writes = [layout for one in stored.writes if (layout := one.layout()) is not None]
+        found = KnownCheckpoint(
+            stored.checkpoint_id, dict(versions), stored.manifest.channels, writes
+        )
+        replaced = self.memory.learn(thread_id, known, stored.checkpoint_ns, found)
+        wholes = [(whole, layout) for layout, whole in stored.wholes.items()]
+        self.contents.put(thread_id, wholes, replaced)
 
-    def _learn(
-        self, namespace: Namespace, epoch: int, last: LastCheckpoint, cuts: Collection[Cut]
-    ) -> None:
-        known = self.last.get(namespace)
-        replaced = known[1].trees() if known else set[Tree]()
-        if cuts or replaced:
-            self.cache.put_cuts(cuts, replaced - last.trees())
-        self.last.learn(namespace, epoch, last)
+    def last(self, namespace: Namespace) -> KnownCheckpoint | None:
+        """The last checkpoint of a namespace, as far as it is remembered."""
+        known = self.memory.get(namespace.thread_id)
+        return known.checkpoints.get(namespace.checkpoint_ns) if known is not None else None
+
+    def parent(self, namespace: Namespace, checkpoint_id: str | None) -> Basis | None:
+        """What is remembered of a checkpoint that is about to get a child."""
+        known = self.memory.get(namespace.thread_id)
+        found = known and known.checkpoints.get(namespace.checkpoint_ns)
+        if not found or found.checkpoint_id != checkpoint_id:
+            return None
+        wholes = self.contents.get(namespace.thread_id, found.layouts())
+        return Basis(known, found, wholes=wholes)
+
+    def remembered(self, new: New) -> Basis | None:
+        """What a put builds on, if all of it is remembered; `None` where it has to be read."""
+        if not new.builds_on_others:
+            return Basis()
+        thread_id, place = new.namespace.thread_id, (new.namespace.checkpoint_ns, new.parent)
+        known = self.memory.get(thread_id)
+        if new.known is not None and known is not new.known:
+            return None
+        if known is None:
+            return None if new.required else Basis()
+        basis = Basis(known)
+        for ns, checkpoint_id in new.required:
+            found = known.checkpoints.get(ns)
+            if found is None or found.checkpoint_id != checkpoint_id:
+                return None
+            if (ns, checkpoint_id) == place:
+                basis.parent = found
+            else:
+                basis.others.append(found)
+        layouts = set(basis.layouts())
+        basis.wholes = self.contents.get(thread_id, layouts)
+        return basis if not new.is_long or len(basis.wholes) == len(layouts) else None
+
+    def read_basis(self, connection: Connection, new: New) -> Basis:
+        """Read what a put builds on: the state of its thread first, or together with it."""
+        thread_id, place = new.namespace.thread_id, (new.namespace.checkpoint_ns, new.parent)
+        asked = {
+            "thread_id": thread_id,
+            "namespaces": sorted({ns for ns, _ in new.required}),
+            "checkpoint_ids": sorted({one for _, one in new.required}),
+        }
+        rows = connection.fetch(self.queries.basis, asked)
+        if not rows:
+            return Basis()
+        basis = Basis(self.memory.found(thread_id, rows[0].state), state=rows[0].state)
+        writes = self._long_writes(connection, thread_id, new.required)
+        for row in rows:
+            key = (row.checkpoint_ns, row.checkpoint_id)
+            if key not in new.required:
+                continue
+            try:
+                manifest = decode_manifest(row.manifest)
+            except FormatError:
+                continue  # whoever reads it is told; here, its bytes are only stored again
+            about = manifest.checkpoint
+            data = about.content if key == place else None
+            versions = new.versions_of(about.type, data) if isinstance(data, bytes) else {}
+            found = KnownCheckpoint(row.checkpoint_id, versions, manifest.channels, writes[key])
+            if key == place:
+                basis.parent = found
+            else:
+                basis.others.append(found)
+        layouts = set(basis.layouts())
+        basis.wholes = self.contents.get(thread_id, layouts)
+        missing = slices_of(layouts - basis.wholes.keys())
+        basis.segments = self.segments(connection, {thread_id: missing})[thread_id]
+        return basis
+
+    def holds(self, connection: Connection, put: PutCheckpoint) -> bool:
+        """Whether a checkpoint stands there already, as an earlier attempt may have stored it."""
+        namespace, row = put.namespace, put.row
+        asked = keys([(namespace.thread_id, namespace.checkpoint_ns, row["checkpoint_id"])])
+        found = connection.fetch(self.queries.manifests_of_many, asked)
+        return any(one.manifest == row["manifest"] for one in found)
+
+    def _long_writes(
+        self, connection: Connection, thread_id: str, required: Sequence[CheckpointKey]
+    ) -> Mapping[CheckpointKey, list[Layout]]:
+        """The long pending writes of some checkpoints."""
+        found = defaultdict[CheckpointKey, list[Layout]](list)
+        if required:
+            asked = keys((thread_id, ns, one) for ns, one in required)
+            for row in connection.fetch(self.queries.sliced_writes_of_many, asked):
+                if (layout := StoredWrite.from_row(row).layout()) is not None:
+                    found[row.checkpoint_ns, row.checkpoint_id].append(layout)
+        return found
 
     def get(
         self,
@@ -83,7 +189,7 @@ class Store:
     ) -> StoredCheckpoint | None:
         """One checkpoint, the namespace's latest where no id is given, or `None`.
 
-        Where a chunk is missing, the row is read again before that counts as damage: a prune may
+        Where bytes are missing, the row is read again before that counts as damage: a prune may
         have committed between the two statements.
         """
         key = namespace.parameters()
@@ -91,7 +197,7 @@ class Store:
         if checkpoint_id is not None:
             key["checkpoint_id"] = checkpoint_id
             statement = self.queries.checkpoint_and_writes
-        before: list[Tree] | None = None
+        before: list[Layout] | None = None
         while True:
             rows = connection.fetch(statement, key)
             if not rows:
@@ -99,10 +205,10 @@ class Store:
             one = next(StoredCheckpoint.from_row(row) for row in rows if row.manifest is not None)
             one.writes = [StoredWrite.from_row(row) for row in rows if row.task_id is not None]
             self._add_sends(connection, [one], sends_channel)
-            trees = list(one.trees())
-            if self._add_chunks(connection, [one]) or trees == before:
+            layouts = list(one.layouts())
+            if self.add_segments(connection, [one]) or layouts == before:
                 return one
-            before = trees
+            before = layouts
 
     def page(
         self,
@@ -123,7 +229,7 @@ class Store:
         found = found[:count]
         self._add_writes(connection, found)
         self._add_sends(connection, found, sends_channel)
-        self._add_chunks(connection, found)
+        self.add_segments(connection, found)
         return found, more
 
     def _add_writes(self, connection: Connection, found: list[StoredCheckpoint]) -> None:
@@ -154,114 +260,46 @@ class Store:
             for one in by_parent.get(parent, ()):
                 one.sends.append(StoredWrite.from_row(row))
 
-    def _add_chunks(self, connection: Connection, found: list[StoredCheckpoint]) -> bool:
-        """Give the checkpoints their chunks; whether all were found."""
-        trees = {tree for one in found for tree in one.trees()}
-        threads = sorted({one.thread_id for one in found})
-        cuts = self.cache.get_cuts(trees)
-        chunks, complete = self.chunks_of(connection, threads, trees - cuts.keys())
+    def add_segments(self, connection: Connection, found: Sequence[StoredCheckpoint]) -> bool:
+        """Give checkpoints the bytes of their long values; whether none are missing."""
+        wanted = defaultdict[str, set[Slice]](set)
         for one in found:
-            one.chunks, one.cuts = chunks, cuts
-        return complete
+            layouts = set(one.layouts())
+            one.wholes |= self.contents.get(one.thread_id, layouts)
+            wanted[one.thread_id].update(slices_of(layouts - one.wholes.keys()))
+        segments = self.segments(connection, wanted)
+        for one in found:
+            one.segments = segments[one.thread_id]
+        return all(
+            segments[thread_id].covers(each) for thread_id, some in wanted.items() for each in some
+        )
 
-    def chunks_of(
-        self,
-        connection: Connection,
-        thread_ids: Sequence[str],
-        trees: Iterable[Tree],
-        *,
-        nodes_only: bool = False,
-    ) -> tuple[dict[bytes, bytes], bool]:
-        """All chunks of some trees: from the cache, and the rest from the database.
-
-        Args:
-            connection: Where to read.
-            thread_ids: The threads that the trees belong to.
-            trees: The trees.
-            nodes_only: Leave out the chunks of the data itself.
-
-        Returns:
-            The chunks whose bytes match their digests, nodes included, and whether these are all.
-        """
-        chunks: dict[bytes, bytes] = {}
-        read: Mapping[bytes, bytes] = {}
-        complete = True
-        wanted = {(d, tree.depth) for tree in trees for d in split_digests(tree.digests)}
-        missing: set[Named] = set()
-        while True:
-            wanted = {named for named in wanted if named[1] or not nodes_only}
-            unknown = {digest for digest, _ in wanted} - chunks.keys()
-            chunks |= {digest: read[digest] for digest in unknown & read.keys()}
-            chunks |= self.cache.get_many(unknown - read.keys())
-            missing |= {named for named in wanted if named[0] not in chunks}
-            nodes = {named for named in wanted if named[1] and named[0] in chunks}
-            # A chunk that is no list of digests is no node; joining the tree tells so.
-            odd = {(node, depth) for node, depth in nodes if len(chunks[node]) % DIGEST_SIZE}
-            complete = complete and not odd
-            wanted = {
-                (digest, depth - 1)
-                for node, depth in nodes - odd
-                for digest in split_digests(chunks[node])
-            }
-            if not wanted:
-                if not missing:
-                    return chunks, complete
-                # Only once all that is at hand was followed, so that one question asks for all.
-                # Where nothing is at hand, all below is missing too; elsewhere, hardly any of it.
-                follow = not chunks and not nodes_only
-                read = self._read_chunks(connection, thread_ids, missing, follow=follow)
-                self.cache.put_many(read.items())
-                wanted = {named for named in missing if named[0] in read}
-                complete = complete and len(wanted) == len(missing)
-                missing = set()
-
-    def stored(
-        self, connection: Connection, thread_id: str, digests: Iterable[bytes]
-    ) -> set[bytes]:
-        """Which of a thread's chunks stand in the database, whole."""
-        named = [(digest, 0) for digest in digests]
-        return set(self._read_chunks(connection, [thread_id], named, follow=False))
-
-    def _read_chunks(
-        self,
-        connection: Connection,
-        thread_ids: Sequence[str],
-        named: Iterable[Named],
-        *,
-        follow: bool,
-    ) -> dict[bytes, bytes]:
-        """Chunks from the database, without those whose bytes do not match their digest.
+    def segments(
+        self, connection: Connection, wanted: Mapping[str, Iterable[Slice]]
+    ) -> Mapping[str, Segments]:
+        """The bytes of some slices, by thread: from memory, and the rest from the database.
 
         Args:
             connection: Where to read.
-            thread_ids: The threads that they belong to.
-            named: Which.
-            follow: Read those below them as well, if the database can follow nodes by itself.
+            wanted: The slices of each thread.
         """
-        found: dict[bytes, bytes] = {}
-        dialect = self.queries.dialect
-        follow = follow and dialect.has_arrays
-        statement = chunks_below(dialect) if follow else self.queries.chunks
-        for some in batched(sorted(named), dialect.max_list):
-            digests, depths = map(list, zip(*some, strict=True))
-            given = {"given_digest": digests, "given_depth": depths}
-            parameters = given if follow else {"digests": digests}
-            rows = connection.fetch(statement, {"thread_ids": list(thread_ids), **parameters})
-            found |= {digest: data for digest, data in rows if _is_whole(digest, data)}
-        return found
+        at_hand = {name: self._pieces(name) if some else [] for name, some in wanted.items()}
+        return gather(connection, self.queries, wanted, at_hand)
+
+    def _pieces(self, thread_id: str) -> list[Segment | Piece]:
+        """The bytes of streams that the values hold which are remembered of a thread."""
+        known = self.memory.get(thread_id)
+        found = [*known.checkpoints.values()] if known is not None else []
+        layouts = (layout for one in found for layout in one.layouts())
+        wholes = self.contents.get(thread_id, layouts, counted=False)
+        return [
+            piece for layout, whole in wholes.items() for piece in pieces_of(whole.data, layout)
+        ]
 
 
-def new_epoch() -> int:
-    """The epoch of a new thread, or of one whose values were replaced: it begins another life.
-
-    Random, so that no knowledge of another life fits it. What deletes chunks adds 1.
-    """
-    return secrets.randbits(62 - LIFE_SHIFT) << LIFE_SHIFT
-
-
-def same_life(one: int, other: int) -> bool:
-    """Whether two epochs of a thread differ by deletions of chunks alone."""
-    return one >> LIFE_SHIFT == other >> LIFE_SHIFT
+def new_state() -> int:
+    """A state for a thread's row, which nobody has seen before."""
+    return secrets.randbits(63)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -269,11 +307,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _is_whole(digest: bytes, data: object) -> bool:
-    """Whether a chunk is what its digest names; SQLite stores anything in any column."""
-    return isinstance(data, bytes) and digest_of(data) == digest
 
 
 def _fitting(found: Sequence[StoredCheckpoint]) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from checkpointer.arrays import AnySelect
-from checkpointer.chunking import Tree
 from checkpointer.dialect import Dialect
 from checkpointer.execution import Connection
 from checkpointer.inventory import length, stored_size
@@ -18,8 +17,9 @@ from checkpointer.manifest import Manifest, Value
 from checkpointer.planning import Key, Node, Rule, made_at
 from checkpointer.predicates import same
 from checkpointer.queries import PROJECTION
+from checkpointer.slices import Layout
 from checkpointer.store import Store
-from checkpointer.tables import checkpoints, chunks, writes
+from checkpointer.tables import checkpoints, writes
 from checkpointer.threads import manifest_of, metadata_of
 
 
@@ -43,10 +43,10 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All checkpoints of a thread: what planning needs of each, the trees it names, its bytes."""
+    """All checkpoints of a thread: what planning needs of each, its long values, its bytes."""
 
     nodes: dict[Key, Node]
-    trees: dict[Key, list[Tree]]
+    layouts: dict[Key, list[Layout]]
     bytes: dict[Key, int]
 
 
@@ -76,15 +76,9 @@ def survey(
             made = made_at(row.checkpoint_id) or meaning.time_of(manifest.checkpoint)
         interrupted = key in holding[meaning.interrupts]
         found.nodes[key] = replace(node, made=made, interrupted=interrupted)
-        found.trees[key] = manifest.trees()
+        found.layouts[key] = manifest.layouts()
         found.bytes[key] = row.bytes
     return found
-
-
-def chunk_sizes(connection: Connection, thread_id: str) -> dict[bytes, int]:
-    """The bytes of each chunk of a thread, by digest."""
-    rows = connection.fetch(_chunk_sizes, {"thread_id": thread_id})
-    return {row.digest: row.bytes for row in rows}
 
 
 def write_sizes(connection: Connection, thread_id: str) -> dict[Key, tuple[int, int]]:
@@ -125,8 +119,4 @@ _write_sizes = (
     )
     .where(same(writes, "thread_id"))
     .group_by(writes.c.checkpoint_ns, writes.c.checkpoint_id)
-)
-
-_chunk_sizes = sa.select(chunks.c.digest, length(chunks.c.data).label("bytes")).where(
-    same(chunks, "thread_id")
 )

@@ -78,6 +78,26 @@ def _compile_fillfactor(element: SetFillfactor, compiler: DDLCompiler, **_: Any)
     return f"ALTER TABLE {name} SET (fillfactor = {element.percent})"
 
 
+class KeepUncompressed(ExecutableDDLElement):
+    """Have PostgreSQL store a column's long bytes as they are, without compressing them.
+
+    Args:
+        table: The table.
+        column: The name of the column.
+    """
+
+    def __init__(self, table: Table, column: str) -> None:
+        self.table = table
+        self.column = column
+
+
+@compiles(KeepUncompressed, "postgresql")
+def _compile_storage(element: KeepUncompressed, compiler: DDLCompiler, **_: Any) -> str:
+    table = compiler.preparer.format_table(element.table)
+    column = compiler.preparer.quote(element.column)
+    return f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL"
+
+
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 # Text compares by bytes on every database, so that ORDER BY checkpoint_id means the same
@@ -89,9 +109,9 @@ threads = Table(
     "checkpointer_threads",
     metadata,
     Column[str]("thread_id", _text, primary_key=True),
-    # Random at first and raised by everything that deletes chunks: a writer that learned which
-    # chunks are stored under one epoch may skip them only under the same one.
-    Column[int]("epoch", BigInteger, nullable=False),
+    # Random, and another one after everything that stores or deletes segments: a writer that has
+    # learned what is stored under one state may rely on it only under the same one.
+    Column[int]("state", BigInteger, nullable=False),
     Column[datetime]("created_at", UtcDateTime, nullable=False),
     Column[datetime]("updated_at", UtcDateTime, nullable=False),
 )
@@ -131,17 +151,25 @@ writes = Table(
     Column[str]("task_path", _text, nullable=False),
     Column[str]("channel", _text, nullable=False),
     Column[bytes]("data", LargeBinary, nullable=False),
-    # Whether `data` names chunks: tells a sweep which writes to read.
-    Column[bool]("chunked", Boolean, nullable=False),
+    # Whether `data` names slices: tells a sweep which writes to read.
+    Column[bool]("sliced", Boolean, nullable=False),
 )
 
-chunks = Table(
-    "checkpointer_chunks",
+segments = Table(
+    "checkpointer_segments",
     metadata,
     Column[str]("thread_id", _text, primary_key=True),
-    Column[bytes]("digest", LargeBinary, primary_key=True),
+    Column[int]("stream_id", BigInteger, primary_key=True, autoincrement=False),
+    Column[int]("start", BigInteger, primary_key=True, autoincrement=False),
+    Column[int]("stop", BigInteger, nullable=False),
     Column[bytes]("data", LargeBinary, nullable=False),
 )
+
+# What is stored in these was compressed before.
+for table, column in ((checkpoints, "manifest"), (writes, "data"), (segments, "data")):
+    event.listen(
+        table, "after_create", KeepUncompressed(table, column).execute_if(dialect="postgresql")
+    )
 
 
 def owns_table(name: str | None) -> bool:

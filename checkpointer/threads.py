@@ -1,25 +1,29 @@
-"""Deleting threads, runs and chunks.
+"""Deleting threads, runs and stored bytes.
 
 Each function is one unit of work for `Database.write`, on one thread. It holds the thread's row
-from its first statement, reads what is live after that, deletes manifests before chunks, and raises
-the thread's epoch when it has deleted chunks (docs/format.md, "Delete").
+from its first statement, reads what is live after that, deletes manifests before segments, and
+replaces the thread's state when it has deleted segments (docs/format.md, "Delete").
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
 
-from checkpointer.chunking import Tree, split_digests
-from checkpointer.errors import DamagedDataError
+from checkpointer.arrays import segments_at_once, slices_wanted
+from checkpointer.errors import DamagedDataError, SchemaTooNewError
 from checkpointer.execution import Connection
-from checkpointer.manifest import FormatError, Manifest, decode_manifest, decode_projection
+from checkpointer.manifest import Manifest, decode_manifest, decode_projection
 from checkpointer.planning import Key
 from checkpointer.records import StoredWrite
-from checkpointer.store import Store, batched
+from checkpointer.sealing import FormatError, TooNewError
+from checkpointer.slices import Coverage, Interval, Layout, Segment, is_place, segments_of
+from checkpointer.store import Store, batched, new_state
 
 
 def delete_thread(connection: Connection, store: Store, thread_id: str) -> None:
-    """Delete everything of one thread. Its row goes as well; a new one starts at another epoch."""
+    """Delete everything of one thread. Its row goes as well; a new one starts at another state."""
     if not lock(connection, store, thread_id):
         return
     for statement in store.queries.delete_thread:
@@ -49,91 +53,211 @@ def delete_runs(
     if not doomed:
         return
     delete_checkpoints(connection, store, thread_id, doomed)
-    if any(connection.fetch(store.queries.any_rows, {"thread_id": thread_id})[0]):
+    [left] = connection.fetch(store.queries.any_rows, {"thread_id": thread_id})
+    if left.any_checkpoints or left.any_writes:
         sweep(connection, store, thread_id)
     else:
         delete_thread(connection, store, thread_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A segment that nothing names, or nothing but some parts of it.
+
+    Attributes:
+        stream: Its stream.
+        start: Where it begins.
+        stop: Where it ends.
+        bytes: Its stored bytes.
+        live: What is named of it, if anything.
+    """
+
+    stream: int
+    start: int
+    stop: int
+    bytes: int
+    live: tuple[Interval, ...]
+
+
+CUT: Final = 32
+"""Segments that are read and cut at once, of 1 MB each at most."""
+
+
 def sweep_thread(connection: Connection, store: Store, thread_id: str) -> int:
-    """Delete the chunks of one thread that nothing names; how many these were.
+    """Delete the bytes of one thread that nothing names; from how many segments.
 
     Raises:
-        DamagedDataError: It is unknown which chunks are live.
+        DamagedDataError: It is unknown which bytes are live.
     """
     return sweep(connection, store, thread_id) if lock(connection, store, thread_id) else 0
 
 
 def sweep(connection: Connection, store: Store, thread_id: str) -> int:
-    """Delete the chunks that no manifest and no pending write of the thread names; how many.
+    """Delete the bytes that no manifest and no pending write of the thread names.
+
+    Returns:
+        How many segments were deleted or cut.
 
     Raises:
-        DamagedDataError: It is unknown which chunks are live; the transaction must not commit.
+        DamagedDataError: It is unknown which bytes are live; the transaction must not commit.
     """
-    trees: list[Tree] = []
+    layouts: list[Layout] = []
     for row in connection.fetch(store.queries.manifests, {"thread_id": thread_id}):
-        trees += manifest_of(thread_id, row).trees()
-    trees += trees_of_writes(connection, store, thread_id)
-    live = live_digests(connection, store, thread_id, trees)
-    rows = connection.fetch(store.queries.digests, {"thread_id": thread_id})
-    garbage = {row.digest for row in rows} - live
-    delete_chunks(connection, store, thread_id, garbage)
-    return len(garbage)
+        layouts += manifest_of(thread_id, row).layouts()
+    layouts += layouts_of_writes(connection, store, thread_id)
+    garbage = garbage_of(connection, store, thread_id, layouts)
+    return delete_garbage(connection, store, thread_id, garbage)[0]
 
 
-def delete_chunks(
-    connection: Connection, store: Store, thread_id: str, garbage: Collection[bytes]
+def garbage_of(
+    connection: Connection, store: Store, thread_id: str, live: Iterable[Layout]
+) -> list[Garbage]:
+    """The segments of a thread of which some bytes are not named.
+
+    Args:
+        connection: Where to read.
+        store: The statements.
+        thread_id: The thread.
+        live: All values that name bytes.
+    """
+    named = Coverage()
+    for layout in live:
+        named.add(layout.slices())
+    found = []
+    for row in connection.fetch(store.queries.segment_keys, {"thread_id": thread_id}):
+        if not is_place(row.stream_id, row.start, row.stop):
+            continue  # damaged: what it holds, and where it belongs, is unknown
+        used = tuple(named.within(row.stream_id, row.start, row.stop))
+        if used != ((row.start, row.stop),):
+            found.append(Garbage(row.stream_id, row.start, row.stop, row.bytes, used))
+    return found
+
+
+def delete_garbage(
+    connection: Connection,
+    store: Store,
+    thread_id: str,
+    garbage: Sequence[Garbage],
+    *,
+    dry_run: bool = False,
+) -> tuple[int, int]:
+    """Delete bytes that nothing names, and replace the thread's state if there are any.
+
+    What is named of a segment is stored again in rows of its own. A segment that is damaged stays
+    as it is: what it should hold is unknown.
+
+    Args:
+        connection: Where to work.
+        store: The statements.
+        thread_id: The thread.
+        garbage: What goes.
+        dry_run: Only tell what would go.
+
+    Returns:
+        How many segments were deleted or cut, and how many stored bytes that has freed.
+    """
+    dead = [one for one in garbage if not one.live]
+    count, freed = len(dead), sum(one.bytes for one in dead)
+    for some in batched([one for one in garbage if one.live], CUT):
+        cut = _parts(connection, store, thread_id, some)
+        parts = [part for of_one in cut.values() for part in of_one]
+        count += len(cut)
+        freed += sum(one.bytes for one in cut) - sum(len(part.data) for part in parts)
+        if not dry_run:
+            _delete_segments(connection, store, thread_id, cut)
+            insert_segments(connection, store, thread_id, parts)
+    if count and not dry_run:
+        _delete_segments(connection, store, thread_id, dead)
+        renewed = {"of_thread": thread_id, "new_state": new_state()}
+        connection.execute(store.queries.set_state, renewed)
+    return count, freed
+
+
+def _parts(
+    connection: Connection, store: Store, thread_id: str, some: Sequence[Garbage]
+) -> dict[Garbage, list[Segment]]:
+    """What is named of some segments, as segments; without those that are damaged."""
+    dialect = store.queries.dialect
+    asked = slices_wanted(dialect, [(thread_id, one.stream, one.start, one.stop) for one in some])
+    rows = connection.fetch(segments_at_once(dialect), asked)
+    found = {(row.stream_id, row.start): Segment(*row[1:]) for row in rows}
+    cut: dict[Garbage, list[Segment]] = {}
+    damaged: set[int] = set()
+    for one in some:
+        try:
+            data = found[one.stream, one.start].unpack()
+        except (KeyError, FormatError):
+            damaged.add(one.stream)
+            continue
+        pieces = ((at, data[at - one.start : stop - one.start]) for at, stop in one.live)
+        cut[one] = [part for at, piece in pieces for part in segments_of(one.stream, at, piece)]
+    # A damaged segment may overlap a whole one, whose parts it would keep from being stored.
+    return {one: parts for one, parts in cut.items() if one.stream not in damaged}
+
+
+def _delete_segments(
+    connection: Connection, store: Store, thread_id: str, some: Iterable[Garbage]
 ) -> None:
-    """Delete chunks that nothing names, and raise the thread's epoch if there are any."""
-    for digests in batched(sorted(garbage), store.queries.dialect.max_list):
-        parameters = {"thread_id": thread_id, "digests": digests}
-        connection.execute(store.queries.delete_chunks, parameters)
-    if garbage:
-        connection.execute(store.queries.raise_epoch, {"of_thread": thread_id})
+    """Delete segments, each by its key."""
+    ordered = sorted(some, key=lambda one: (one.stream, one.start))
+    for part in batched(ordered, store.queries.dialect.max_list):
+        rows = [{"thread_id": thread_id, "stream_id": g.stream, "start": g.start} for g in part]
+        connection.execute(store.queries.delete_segment, *rows)
 
 
-def trees_of_writes(
+def insert_segments(
+    connection: Connection, store: Store, thread_id: str, segments: Iterable[Segment]
+) -> None:
+    """Store segments; where there is a longer one with the same key, that stays."""
+    rows = [
+        {
+            "thread_id": thread_id,
+            "stream_id": one.stream,
+            "start": one.start,
+            "stop": one.stop,
+            "data": one.data,
+        }
+        for one in segments
+    ]
+    if rows:
+        connection.execute(store.queries.copy_segment, *rows)
+
+
+def layouts_of_writes(
     connection: Connection,
     store: Store,
     thread_id: str,
     of: Callable[[Key], bool] = lambda _: True,
-) -> Iterator[Tree]:
-    """The trees of the pending writes of some of the thread's checkpoints, all without `of`.
+) -> Iterator[Layout]:
+    """The layouts of the pending writes of some of the thread's checkpoints, all without `of`.
 
     Raises:
         DamagedDataError: A write cannot be read.
     """
-    for row in connection.fetch(store.queries.chunked_writes, {"thread_id": thread_id}):
+    for row in connection.fetch(store.queries.sliced_writes, {"thread_id": thread_id}):
         if not of((row.checkpoint_ns, row.checkpoint_id)):
             continue
         write = StoredWrite.from_row(row)
         if isinstance(write.value, FormatError):
-            raise unknown(thread_id, row, f"a write to {row.channel!r}: {write.value}")
-        if (tree := write.tree()) is not None:
-            yield tree
-
-
-def live_digests(
-    connection: Connection, store: Store, thread_id: str, trees: Sequence[Tree]
-) -> set[bytes]:
-    """The digests of all chunks that some trees name, nodes included.
-
-    Raises:
-        DamagedDataError: A node is missing or altered.
-    """
-    nodes, complete = store.chunks_of(connection, [thread_id], trees, nodes_only=True)
-    if not complete:
-        raise DamagedDataError(
-            f"thread {thread_id!r}: a node of a tree is missing or altered, so that it is unknown "
-            f"which chunks are live; nothing was deleted. Delete the thread with adelete_thread"
-        )
-    live = {digest for tree in trees for digest in split_digests(tree.digests)}
-    return live.union(*(split_digests(node) for node in nodes.values()))
+            raise unknown(thread_id, row, write.value)
+        if (layout := write.layout()) is not None:
+            yield layout
 
 
 def lock(connection: Connection, store: Store, thread_id: str) -> bool:
-    """Hold the thread's row to the end of the transaction; whether there is one."""
-    return bool(connection.fetch(store.queries.lock_thread, {"thread_id": thread_id}))
+    """Hold the thread's row to the end of the transaction; whether there is anything of it.
+
+    Where a thread has lost its row, but not the others, it gets one again.
+    """
+    given = {"thread_id": thread_id}
+    if connection.fetch(store.queries.lock_thread, given):
+        return True
+    if not any(connection.fetch(store.queries.any_rows, given)[0]):
+        return False
+    now = datetime.now(UTC)
+    row = {"thread_id": thread_id, "state": new_state(), "created_at": now, "updated_at": now}
+    connection.execute(store.queries.touch_thread, row)
+    return True
 
 
 def delete_checkpoints(
@@ -158,11 +282,12 @@ def manifest_of(thread_id: str, row: Any) -> Manifest:
 
     Raises:
         DamagedDataError: It cannot be read.
+        SchemaTooNewError: Only a newer version of this package can read it.
     """
     try:
         return decode_manifest(row.manifest)
     except FormatError as exc:
-        raise unknown(thread_id, row, str(exc)) from exc
+        raise unknown(thread_id, row, exc) from exc
 
 
 def metadata_of(thread_id: str, row: Any) -> dict[str, Any]:
@@ -174,15 +299,24 @@ def metadata_of(thread_id: str, row: Any) -> dict[str, Any]:
     try:
         return decode_projection(row.metadata)
     except FormatError as exc:
-        raise unknown(thread_id, row, str(exc), "ancestors are needed") from exc
+        raise unknown(thread_id, row, exc, "ancestors are needed") from exc
 
 
 def unknown(
-    thread_id: str, row: Any, reason: str, what: str = "chunks are live"
-) -> DamagedDataError:
-    """The error that it is unknown what may be deleted."""
-    return DamagedDataError(
+    thread_id: str, row: Any, cause: FormatError, what: str = "bytes are live"
+) -> DamagedDataError | SchemaTooNewError:
+    """The error that it is unknown what may be deleted.
+
+    Args:
+        thread_id: The thread.
+        row: The row that cannot be read.
+        cause: Why.
+        what: What is unknown.
+    """
+    found = (
         f"thread {thread_id!r}, namespace {row.checkpoint_ns!r}, checkpoint "
-        f"{row.checkpoint_id!r}: {reason}; so it is unknown which {what}, and nothing was "
-        f"deleted. Delete the thread with adelete_thread"
+        f"{row.checkpoint_id!r}: {cause}; so it is unknown which {what}, and nothing was deleted"
     )
+    if isinstance(cause, TooNewError):
+        return SchemaTooNewError(found, found=None, expected="format 1")
+    return DamagedDataError(f"{found}. Delete the thread with adelete_thread")

@@ -1,6 +1,14 @@
 """`copy_store`: threads from one store into another, whatever the databases."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
@@ -11,15 +19,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import moving, verification
-from checkpointer.arrays import AnySelect
+from checkpointer.arrays import AnySelect, segments_at_once, slices_wanted
 from checkpointer.backend import Backend
-from checkpointer.chunking import digest_of
 from checkpointer.engine import shown
-from checkpointer.errors import ConfigurationError, DamagedDataError
+from checkpointer.errors import ConfigurationError, DamagedDataError, SchemaTooNewError
+from checkpointer.holdings import Held, named
 from checkpointer.identifiers import identifiers
 from checkpointer.intake import Intake, Progress, Target, move_all, nothing
 from checkpointer.maintenance import parts_of
-from checkpointer.manifest import FormatError, decode_projection
+from checkpointer.manifest import decode_projection
 from checkpointer.moving import (
     Key,
     Outline,
@@ -35,14 +43,17 @@ from checkpointer.moving import (
 from checkpointer.predicates import keys
 from checkpointer.quoting import quoted
 from checkpointer.saver import AsyncSQLAlchemySaver
-from checkpointer.soundness import ranges
-from checkpointer.store import batched
+from checkpointer.sealing import FormatError, TooNewError
+from checkpointer.slices import Coverage, Segment, Slice
 
 PAGE: Final = 256
 """Rows read at once, or all of one checkpoint: a few MB at most, as a rule."""
 
-CHUNKS: Final = 1024
-"""Chunks that are read at once; about 1 MB."""
+SEGMENTS: Final = 1024
+"""Segments that are read at once, if they are short."""
+
+BYTES: Final = 1 << 20
+"""Bytes of segments that are read at once, or one segment."""
 
 LANES: Final = 4
 """Threads on their way at once where a database takes several transactions at a time."""
@@ -63,7 +74,7 @@ async def copy_store(
     """Copy threads from one store into another, on any two databases.
 
     The rows are moved as they are, and no value is loaded. Each thread is copied as it was at one
-    moment, in one transaction; long ones have their chunks sent ahead, which nobody sees. Each is
+    moment, in one transaction; long ones have their bytes sent ahead, which nobody sees. Each is
     verified before it is committed. So a copy that was killed is gone on with by calling again:
     what is there and equal already is skipped.
 
@@ -177,8 +188,9 @@ class _Copying:
         checkpoints = _differing(theirs.checkpoints, ours.checkpoints)
         writes = _differing(theirs.writes, ours.writes)
         with Intake(self._target, thread_id, ours, theirs.dates(datetime.now(UTC))) as intake:
-            # Rows that are equal tell nothing of chunks that the target has lost.
-            await self._take_chunks(intake, thread_id, theirs, ours)
+            # Rows that are equal tell nothing of bytes that the target has lost.
+            for page in _pages(_lacking(theirs, ours)):
+                await intake.add_segments(await self._segments(thread_id, page))
             if not checkpoints and not writes and intake.is_empty:
                 return TransferReport(skipped=1)
             statement = move_queries(self._queries).checkpoints_of_many
@@ -189,29 +201,22 @@ class _Copying:
                 intake.add_writes(rows)
             return await intake.commit()
 
-    async def _take_chunks(
-        self, intake: Intake, thread_id: str, theirs: Outline, ours: Outline
-    ) -> None:
-        for low, high in ranges(theirs.chunks):
-            given = {"thread_id": thread_id, "low": low, "high": high}
-            rows = (
-                await self._lacking(given)
-                if ours.chunks and ours.epoch is not None
-                else await _fetch(self._source, self._queries.chunks_between, given)
-            )
-            await intake.add_chunks({row.digest: _whole(row) for row in rows})
+    async def _segments(self, thread_id: str, page: Sequence[Held]) -> list[Segment]:
+        """Segments of the source, as they are stored.
 
-    async def _lacking(self, given: Mapping[str, Any]) -> list[Any]:
-        """The chunks in a range of digests that the target has not."""
-        here = move_queries(self._target.backend.store.queries).digests_between
-        held = {row.digest for row in await _fetch(self._target.backend, here, given)}
-        there = move_queries(self._queries).digests_between
-        named = [row.digest for row in await _fetch(self._source, there, given)]
-        found: list[Any] = []
-        for some in batched((one for one in named if one not in held), CHUNKS):
-            wanted = {"thread_ids": [given["thread_id"]], "digests": some}
-            found += await _fetch(self._source, self._queries.chunks, wanted)
-        return found
+        Raises:
+            OvertakenError: One of them is another by now, or is gone.
+            DamagedDataError: One is not what it was.
+        """
+        dialect = self._queries.dialect
+        # From its first byte to its second: that finds the one which begins there.
+        slices = [(thread_id, one.stream, one.start, one.start + 1) for one in page]
+        given = slices_wanted(dialect, slices)
+        rows = await _fetch(self._source, segments_at_once(dialect), given)
+        found = [Segment(row.stream_id, row.start, row.stop, row.data) for row in rows]
+        if {(one.stream, *one.interval) for one in found} != {one[:3] for one in page}:
+            raise OvertakenError
+        return [_whole(one) for one in found]
 
     async def _rows(
         self,
@@ -243,16 +248,45 @@ def _differing(theirs: Mapping[Key, Print], ours: Mapping[Key, Print]) -> dict[K
     return {key: one for key, one in theirs.items() if key not in ours or ours[key] != one}
 
 
-def _whole(row: Any) -> bytes:
-    """A chunk's bytes, which are what its digest names.
+def _lacking(theirs: Outline, ours: Outline) -> list[Held]:
+    """The segments that the target does not have all bytes of, in order."""
+    held = Coverage()
+    if ours.state is not None:  # where there is no row, nothing says that they stay
+        held.add(Slice(*one[:3]) for one in ours.segments)
+    return sorted(
+        one for one in theirs.segments if held.within(*one[:3]) != [(one.start, one.stop)]
+    )
+
+
+def _pages(wanted: Iterable[Held]) -> Iterator[list[Held]]:
+    """As many segments at a time as may be read at once."""
+    page: list[Held] = []
+    size = 0
+    for one in wanted:
+        if page and (len(page) == SEGMENTS or size + one.weight > BYTES):
+            yield page
+            page, size = [], 0
+        page.append(one)
+        size += one.weight
+    if page:
+        yield page
+
+
+def _whole(segment: Segment) -> Segment:
+    """A segment that holds what it says.
 
     Raises:
-        DamagedDataError: They are not.
+        DamagedDataError: It does not.
+        SchemaTooNewError: Only a newer version of this package can tell.
     """
-    data = row.data
-    if not isinstance(data, bytes) or digest_of(data) != row.digest:
-        raise DamagedDataError(f"found the chunk {row.digest.hex()} of the source altered; {_MEND}")
-    return data
+    name = named(segment.stream, *segment.interval)
+    try:
+        segment.unpack()
+    except TooNewError as exc:
+        raise SchemaTooNewError(f"{name}: {exc}", found=None, expected="format 1") from exc
+    except FormatError as exc:
+        raise DamagedDataError(f"{name} of the source: {exc}; {_MEND}") from exc
+    return segment
 
 
 def _readable(row: Row) -> Row:

@@ -27,8 +27,24 @@ def replacing(insert: Any) -> Any:
     )
 
 
-def touching(insert: Any) -> Any:
-    """An INSERT of threads that only touches those that are there already."""
+def lengthening(insert: Any) -> Any:
+    """An INSERT of segments that takes the place of shorter ones with their key."""
+    given, there = insert.excluded, insert.table.c
     return insert.on_conflict_do_update(
-        index_elements=["thread_id"], set_={"updated_at": insert.excluded.updated_at}
+        index_elements=list(insert.table.primary_key),
+        set_={"stop": given.stop, "data": given.data},
+        where=given.stop > there.stop,
+    )
+
+
+def touching(insert: Any, *columns: str) -> Any:
+    """An INSERT of threads that only touches those that are there already.
+
+    Args:
+        insert: The INSERT.
+        columns: Further columns that take the values that are given.
+    """
+    names = ("updated_at", *columns)
+    return insert.on_conflict_do_update(
+        index_elements=["thread_id"], set_={name: insert.excluded[name] for name in names}
     )

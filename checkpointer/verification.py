@@ -1,27 +1,30 @@
-"""Whether the rows still hold what was written: all are read, and every chunk is hashed again.
+"""Whether the rows still hold what was written: all are read, and every value is hashed again.
 
 Each function is a unit of work on a given connection. A thread is verified within one snapshot, so
 that what others write meanwhile is no matter, and page by page, so that it may be of any size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from checkpointer.arrays import AnySelect
-from checkpointer.chunking import Tree, join
+from checkpointer.errors import DamagedDataError, SchemaTooNewError
 from checkpointer.execution import Connection
-from checkpointer.manifest import FormatError, Manifest, Value, decode_manifest, decode_projection
+from checkpointer.holdings import Fault, Holdings, named
+from checkpointer.manifest import Manifest, Value, decode_manifest, decode_projection
 from checkpointer.predicates import keys
 from checkpointer.problems import Problem, ProblemKind, Verification
 from checkpointer.quoting import quoted
 from checkpointer.records import StoredWrite
-from checkpointer.soundness import Chunks
+from checkpointer.sealing import FormatError, TooNewError
+from checkpointer.slices import Layout
+from checkpointer.soundness import Values
 from checkpointer.store import Store, batched
 
 IdOf: TypeAlias = Callable[[str, bytes], str | None]
 """Tells a checkpoint's id from its type tag and its bytes, `None` where that cannot be told."""
 
-PAGE: Final = 128
+PAGE: Final = 64
 """Threads listed at once, and checkpoints read: so many manifests take a few ms to decode."""
 
 
@@ -49,17 +52,38 @@ def verify_thread(
 ) -> Verification:
     """Read all rows of a thread, from one snapshot, and tell what is wrong with them.
 
-    A chunk that many values name is named with the first, and once more with each other value
-    that is damaged by it.
+    A segment that many values name is named with the first; each other value that is damaged by
+    what was told already is told with one of its segments.
     """
     return _Thread(connection, store, thread_id, id_of).verify()
 
 
 def has_garbage(found: Verification) -> bool:
-    """Whether a verified thread has chunks that may be swept away."""
-    undecided = any(one.kind is ProblemKind.UNDECIDED_CHUNKS for one in found.problems)
-    unnamed = (one.digest is not None and one.checkpoint_id is None for one in found.problems)
+    """Whether a verified thread has segments that may be swept away, or cut."""
+    undecided = any(one.kind is ProblemKind.UNDECIDED_SEGMENTS for one in found.problems)
+    garbage = {ProblemKind.UNREFERENCED_SEGMENT, ProblemKind.ALTERED_SEGMENT}
+    unnamed = (one.kind in garbage and one.checkpoint_id is None for one in found.problems)
     return not undecided and any(unnamed)
+
+
+def check_whole(thread_id: str, found: Verification) -> None:
+    """Refuse what would be stored, unless all of its thread is whole.
+
+    Raises:
+        DamagedDataError: Something is missing, altered or unreadable.
+        SchemaTooNewError: Only a newer version of this package can tell.
+    """
+    if found.whole:
+        return
+    place = f"thread {thread_id!r}: found {len(found.problems)} problems"
+    rest = f"nothing of it was stored. The first: {found.problems[0]}"
+    if found.damaged:
+        raise DamagedDataError(f"{place}, expected that all of the thread is whole; {rest}")
+    raise SchemaTooNewError(
+        f"{place}, expected that this version can read all of the thread; use a newer one; {rest}",
+        found=None,
+        expected="format 1",
+    )
 
 
 class _Thread:
@@ -71,18 +95,20 @@ class _Thread:
         self._problems: list[Problem] = []
         [found] = connection.fetch(store.queries.thread_summary, {"thread_id": thread_id})
         self._has_row = bool(found.has_row)
-        self._chunks = Chunks(connection, store, thread_id, found.chunks)
+        self._holdings = Holdings(connection, store, thread_id)
+        self._values = Values(self._holdings)
+        self._certain = True  # that every layout can be read
 
     def verify(self) -> Verification:
         """Read everything; to be called once."""
-        queries, stored = self._store.queries, self._chunks
+        queries, stored = self._store.queries, self._holdings
         rows = self._read(
             queries.checkpoint_keys, queries.manifests_of_many, self._check_checkpoints
         )
         writes = self._read(queries.write_keys, queries.writes_of_many, self._check_writes)
         is_there = bool(self._has_row or rows or writes or stored.count)
         if is_there and not self._has_row:
-            found = f"{rows} checkpoints, {writes} writes, {stored.count} chunks"
+            found = f"{rows} checkpoints, {writes} writes, {stored.count} segments"
             detail = f"found {found} of a thread without a row; the next put makes one"
             self._add(ProblemKind.MISSING_THREAD, (None, None), detail=detail)
         self._check_unnamed()
@@ -110,81 +136,99 @@ class _Thread:
             try:
                 found[key] = decode_manifest(row.manifest)
             except FormatError as exc:
-                self._chunks.certain = False
-                self._add(ProblemKind.UNDECODABLE_MANIFEST, key, detail=str(exc))
+                self._add_hiding(ProblemKind.UNDECODABLE_MANIFEST, key, None, exc)
             try:
                 decode_projection(row.metadata)
             except FormatError as exc:
                 self._add(ProblemKind.UNDECODABLE_METADATA, key, detail=str(exc))
-        self._chunks.follow(tree for one in found.values() for tree in one.trees())
-        readable = {}
+        faults = self._values.check(
+            layout for manifest in found.values() for layout in manifest.layouts()
+        )
         for key, manifest in found.items():
-            if self._check_value(manifest.checkpoint, key, None, "the checkpoint"):
-                readable[key] = manifest.checkpoint
-            self._check_value(manifest.metadata, key, None, "the metadata")
+            if self._check_value(manifest.checkpoint, faults, key, None, "the checkpoint"):
+                self._check_id(manifest.checkpoint, key)
+            self._check_value(manifest.metadata, faults, key, None, "the metadata")
             for channel, value in manifest.channels.items():
-                self._check_value(value, key, channel, "the channel's value")
-        self._check_ids(readable)
+                self._check_value(value, faults, key, channel, "the channel's value")
 
-    def _check_ids(self, found: dict[tuple[str, str], Value]) -> None:
-        """Whether checkpoints stand under their own ids."""
-        trees = [tree for value in found.values() if (tree := value.tree()) is not None]
-        chunks, _ = self._store.chunks_of(self._connection, [self._thread_id], trees)
-        for key, value in found.items():
-            data = value.content
-            stored = self._id_of(value.type, join(data, chunks) if isinstance(data, Tree) else data)
-            if stored not in {None, key[1]}:
-                self._chunks.certain = False  # its own may come back from a backup
-                detail = f"found the manifest of checkpoint {quoted(stored)}"
-                self._add(ProblemKind.MISPLACED_MANIFEST, key, detail=detail)
+    def _check_id(self, value: Value, key: tuple[str, str]) -> None:
+        """Whether a checkpoint stands under its own id."""
+        content = value.content
+        data = self._values.bytes_of(content) if isinstance(content, Layout) else content
+        stored = self._id_of(value.type, data) if data is not None else None
+        if stored not in {None, key[1]}:
+            self._certain = False  # its own may come back from a backup
+            detail = f"found the manifest of checkpoint {quoted(stored)}"
+            self._add(ProblemKind.MISPLACED_MANIFEST, key, detail=detail)
 
     def _check_writes(self, rows: list[Any]) -> None:
         found = [(row.checkpoint_ns, StoredWrite.from_row(row)) for row in rows]
-        trees = (write.tree() for _, write in found)
-        self._chunks.follow(tree for tree in trees if tree is not None)
+        layouts = (write.layout() for _, write in found)
+        faults = self._values.check(layout for layout in layouts if layout is not None)
         for namespace, write in found:
-            key, what = (
-                (namespace, write.checkpoint_id),
-                f"the write of task {quoted(write.task_id)}",
-            )
+            key = namespace, write.checkpoint_id
+            what = f"the write of task {quoted(write.task_id)}"
             if isinstance(write.value, Value):
-                self._check_value(write.value, key, write.channel, what)
+                self._check_value(write.value, faults, key, write.channel, what)
             else:
-                self._chunks.certain = False
-                detail = f"{what}: {write.value}"
-                self._add(ProblemKind.UNDECODABLE_WRITE, key, write.channel, detail=detail)
+                kind = ProblemKind.UNDECODABLE_WRITE
+                self._add_hiding(kind, key, write.channel, write.value, f"{what}: ")
 
     def _check_value(
-        self, value: Value, key: tuple[str, str], channel: str | None, what: str
+        self,
+        value: Value,
+        faults: Mapping[Layout, Sequence[Fault]],
+        key: tuple[str, str],
+        channel: str | None,
+        what: str,
     ) -> bool:
-        """Whether a value can be put together."""
-        tree = value.tree()
-        faults = self._chunks.faults(tree) if tree else []
-        for fault in faults:
-            self._add(fault.kind, key, channel, fault.digest, f"{what}: {fault.detail}")
-        return not faults
+        """Tell what is wrong with a value; whether that is nothing."""
+        layout = value.layout()
+        found = faults[layout] if layout is not None else ()
+        for fault in self._values.news(found):
+            self._add(fault.kind, key, channel, fault.segment, f"{what}: {fault.detail}")
+        return not found
 
     def _check_unnamed(self) -> None:
-        """Tell of the chunks that nothing names."""
-        unnamed, altered = self._chunks.unnamed, self._chunks.altered
-        for digest in sorted(unnamed):
-            if digest in altered:
-                detail = f"{altered[digest]}, and nothing that names it"
-                self._add(ProblemKind.ALTERED_CHUNK, (None, None), None, digest, detail)
-            elif self._chunks.certain:
-                detail = "nothing names it"
-                self._add(ProblemKind.UNREFERENCED_CHUNK, (None, None), None, digest, detail)
-        if unnamed and not self._chunks.certain:
-            detail = f"found {len(unnamed)} that only a damaged row may name"
-            self._add(ProblemKind.UNDECIDED_CHUNKS, (None, None), detail=detail)
+        """Tell of the segments that nothing names, and read what was not read so far."""
+        self._holdings.read_all()
+        for one in self._holdings.impossible:
+            self._add(one.kind, (None, None), None, one.segment, one.detail)
+        undecided = 0
+        for held, live in self._values.unnamed():
+            fault = self._holdings.faults.get(held)
+            if fault is not None and not live:
+                detail = f"{fault.detail}, and nothing that names it"
+                self._add(fault.kind, (None, None), None, fault.segment, detail)
+            elif fault is None and self._certain:
+                parts = " and ".join(f"{start} to {stop}" for start, stop in live)
+                detail = f"nothing names more than {parts}" if parts else "nothing names it"
+                kind = ProblemKind.UNREFERENCED_SEGMENT
+                self._add(kind, (None, None), None, named(*held[:3]), detail)
+            undecided += 1
+        if undecided and not self._certain:
+            detail = f"found {undecided} that only a row that cannot be read may name"
+            self._add(ProblemKind.UNDECIDED_SEGMENTS, (None, None), detail=detail)
+
+    def _add_hiding(
+        self,
+        kind: ProblemKind,
+        key: tuple[str, str],
+        channel: str | None,
+        found: FormatError,
+        what: str = "",
+    ) -> None:
+        """Tell of a row that may name segments, and cannot be read."""
+        self._certain = False
+        kind = ProblemKind.TOO_NEW if isinstance(found, TooNewError) else kind
+        self._add(kind, key, channel, detail=f"{what}{found}")
 
     def _add(
         self,
         kind: ProblemKind,
         key: tuple[str | None, str | None],
         channel: str | None = None,
-        digest: bytes = b"",
+        segment: str | None = None,
         detail: str = "",
     ) -> None:
-        found = Problem(kind, self._thread_id, *key, channel, digest.hex() or None, detail)
-        self._problems.append(found)
+        self._problems.append(Problem(kind, self._thread_id, *key, channel, segment, detail))

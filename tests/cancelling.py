@@ -15,7 +15,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from storing import LARGE, config, put
+from storing import LARGE, config, contents, put
 
 import checkpointer
 from checkpointer import AsyncSQLAlchemySaver
@@ -130,8 +130,6 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
-TABLES = ("threads", "checkpoints", "writes", "chunks")
-
 OTHERS = """
 SELECT state, query FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -158,14 +156,8 @@ class Onlooker:
         self._connection.close()
 
     def rows(self, thread_id: str) -> list[object]:
-        """All that is stored of a thread, but for its epoch and its times."""
-        found: list[object] = []
-        for table in TABLES:
-            columns = "thread_id" if table == "threads" else "*"
-            sql = f"SELECT {columns} FROM checkpointer_{table} WHERE thread_id = '{thread_id}'"
-            rows = self._connection.execute(sql).fetchall()
-            found.append(sorted(map(repr, rows)))
-        return found
+        """All that is stored of a thread, but for its state and its times."""
+        return contents(lambda sql: self._connection.execute(sql).fetchall(), thread_id)
 
     async def sees_no_transaction(self) -> None:
         """No session but this one is in a transaction, nor about to be."""

@@ -2,19 +2,19 @@
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from schemas import execute, query
 from storing import config, put
 
 from checkpointer import ProblemKind, create_saver
-from checkpointer.chunking import split_digests
-from checkpointer.manifest import decode_manifest
+from checkpointer.manifest import Value, decode_manifest, decode_value, encode_manifest
+from checkpointer.slices import Layout, Segment, Slice, segments_of
 
-CHECKPOINTS, CHUNKS, WRITES = (
+CHECKPOINTS, SEGMENTS, WRITES = (
     "checkpointer_checkpoints",
-    "checkpointer_chunks",
+    "checkpointer_segments",
     "checkpointer_writes",
 )
 
@@ -23,8 +23,21 @@ OF_THIRD = "thread_id = 'a thread' AND checkpoint_id = '3'"
 
 
 def noise(seed: object, size: int = 20_000) -> bytes:
-    """Bytes that share no chunk with those of another seed."""
+    """Bytes that have nothing in common with those of another seed, and cannot be compressed."""
     return random.Random(str(seed)).randbytes(size)  # noqa: S311 - a test's data, not a secret
+
+
+SegmentKey = tuple[int, int, int]
+
+
+def where(key: SegmentKey, thread: str = "a thread") -> str:
+    """The condition that finds a segment."""
+    return f"thread_id = '{thread}' AND stream_id = {key[0]} AND start = {key[1]}"
+
+
+def called(key: SegmentKey) -> str:
+    """What a problem calls a segment, or other bytes of a stream."""
+    return f"stream {key[0]}, bytes {key[1]} to {key[2]}"
 
 
 class Rows:
@@ -37,14 +50,43 @@ class Rows:
     def execute(self, statement: str) -> None:
         execute(self.url, statement)
 
-    def digests(self) -> set[bytes]:
-        rows = query(self.url, f"SELECT digest FROM {CHUNKS}")
-        return {row[0] for row in rows if isinstance(row[0], bytes)}
+    def held(self, thread: str = "a thread") -> set[SegmentKey]:
+        """Where the thread's segments stand."""
+        rows = query(
+            self.url, f"SELECT stream_id, start, stop FROM {SEGMENTS} WHERE thread_id = '{thread}'"
+        )
+        return {(int(str(a)), int(str(b)), int(str(c))) for a, b, c in rows}
 
-    def lose(self, digests: Iterable[bytes]) -> None:
-        """Delete the chunks with these digests."""
-        lost = ", ".join(map(self.literal, digests))
-        self.execute(f"DELETE FROM {CHUNKS} WHERE digest IN ({lost})")
+    def segments(self, thread: str = "a thread") -> list[Segment]:
+        """The thread's segments, in order."""
+        rows = query(
+            self.url,
+            f"SELECT stream_id, start, stop, data FROM {SEGMENTS} WHERE thread_id = '{thread}' "
+            f"ORDER BY stream_id, start",
+        )
+        return [Segment(*row) for row in rows]  # type: ignore[arg-type]
+
+    def insert(self, *some: Segment, thread: str = "a thread") -> None:
+        """Store segments of our own making."""
+        for one in some:
+            values = f"'{thread}', {one.stream}, {one.start}, {one.stop}, {self.literal(one.data)}"
+            self.execute(
+                f"INSERT INTO {SEGMENTS} (thread_id, stream_id, start, stop, data) "
+                f"VALUES ({values})"
+            )
+
+    def lose(self, keys: Iterable[SegmentKey], thread: str = "a thread") -> None:
+        """Delete these segments."""
+        for key in keys:
+            self.execute(f"DELETE FROM {SEGMENTS} WHERE {where(key, thread)}")
+
+    def layout(self, checkpoint_id: str, channel: str, thread: str = "a thread") -> Layout:
+        """The layout of a channel's value."""
+        found = f"thread_id = '{thread}' AND checkpoint_id = '{checkpoint_id}'"
+        manifest = decode_manifest(self.one("manifest", CHECKPOINTS, found))
+        layout = manifest.channels[channel].layout()
+        assert layout is not None
+        return layout
 
     def one(self, column: str, table: str, where: str) -> bytes:
         ((value,),) = query(self.url, f"SELECT {column} FROM {table} WHERE {where}")
@@ -69,44 +111,39 @@ class Stored:
 
     Attributes:
         rows: All rows.
-        chunks: The digests of the bytes that only the channel `messages` of the second checkpoint
-            names.
-        nodes: Those of the nodes above them.
-        write_chunks: The same of its pending write to `long`, which has no nodes.
+        segments: Those of the bytes that only the channel `messages` of the second checkpoint
+            names, which are cut into several.
+        write_segments: The same of its pending write to `long`.
     """
 
     rows: Rows
-    chunks: set[bytes] = field(default_factory=set)
-    nodes: set[bytes] = field(default_factory=set)
-    write_chunks: set[bytes] = field(default_factory=set)
+    segments: list[Segment] = field(default_factory=list)
+    write_segments: list[Segment] = field(default_factory=list)
 
-    def chunk(self) -> str:
-        """The condition that finds one of the chunks, neither the first nor the last."""
-        return self._one_of(self.chunks)
+    def segment(self) -> str:
+        """The condition that finds one of the segments, neither the first nor the last."""
+        return self._one_of(self.segments)
 
-    def node(self) -> str:
-        """The same for a node."""
-        return self._one_of(self.nodes)
-
-    def write_chunk(self) -> str:
-        """The same for a chunk of the pending write."""
-        return self._one_of(self.write_chunks)
+    def write_segment(self) -> str:
+        """The same for the pending write."""
+        return self._one_of(self.write_segments)
 
     def brief(self) -> str:
         """The condition that finds the second checkpoint's inline write."""
         return f"{OF_SECOND} AND channel = 'brief'"
 
     def long(self) -> str:
-        """The same for its chunked write."""
+        """The same for its write that names slices."""
         return f"{OF_SECOND} AND channel = 'long'"
 
     def manifest(self) -> str:
         """The condition that finds the second checkpoint."""
         return OF_SECOND
 
-    def _one_of(self, digests: set[bytes]) -> str:
-        found = self.rows.literal(sorted(digests)[len(digests) // 2])
-        return f"thread_id = 'a thread' AND digest = {found}"
+    @staticmethod
+    def _one_of(segments: list[Segment]) -> str:
+        one = segments[len(segments) // 2]
+        return where((one.stream, one.start, one.stop))
 
 
 async def store(url: str) -> Stored:
@@ -117,22 +154,28 @@ async def store(url: str) -> Stored:
         parent = await put(
             saver, config(), "1", {"run_id": "run 1"}, messages=noise(1), text="short"
         )
-        before = stored.rows.digests()
         values = {"messages": noise(2, 60_000), "text": "short"}
         second = await put(saver, parent, "2", {"run_id": "run 2"}, **values)
-        stored.chunks = stored.rows.digests() - before
-        before |= stored.chunks
         await saver.aput_writes(
             second, [("long", noise("write", 9_000)), ("brief", "x" * 50)], "a task"
         )
-        stored.write_chunks = stored.rows.digests() - before
         await put(saver, second, "3", {"run_id": "run 3"}, messages=noise(3), text="short")
-    [tree] = decode_manifest(stored.rows.one("manifest", CHECKPOINTS, OF_SECOND)).trees()
-    assert tree.depth == 1
-    stored.nodes = set(split_digests(tree.digests))
-    stored.chunks -= stored.nodes
-    assert min(map(len, (stored.chunks, stored.nodes, stored.write_chunks))) > 1
+    value = decode_value(stored.rows.one("data", WRITES, stored.long())).layout()
+    assert value is not None
+    stored.segments = cut(stored.rows, stored.rows.layout("2", "messages"), 10_000)
+    stored.write_segments = cut(stored.rows, value, 3_000)
     return stored
+
+
+def cut(rows: Rows, layout: Layout, size: int, thread: str = "a thread") -> list[Segment]:
+    """Have the one stream of a value stand in segments of that size: in more than two."""
+    [stream] = {one.stream for one in layout.slices()}
+    [old] = [one for one in rows.segments(thread) if one.stream == stream]
+    new = segments_of(stream, old.start, old.unpack(), size)
+    rows.lose([(stream, *old.interval)], thread)
+    rows.insert(*new, thread=thread)
+    assert len(new) > 2
+    return new
 
 
 def flip(position: int) -> Callable[[bytes], bytes]:
@@ -178,7 +221,7 @@ class Damage:
         place: Stands in the error on reading.
         kind: What verifying calls it.
         channel: Where it finds it.
-        hides: Whether it leaves unknown which chunks are live, among those that are stored.
+        hides: Whether it leaves unknown which segments are live, among those that are stored.
     """
 
     make: Callable[[Stored], None]
@@ -194,7 +237,7 @@ Change = Callable[[bytes], bytes]
 
 
 def _deleting(where: Condition) -> Make:
-    return lambda stored: stored.rows.execute(f"DELETE FROM {CHUNKS} WHERE {where(stored)}")
+    return lambda stored: stored.rows.execute(f"DELETE FROM {SEGMENTS} WHERE {where(stored)}")
 
 
 def _altering(table: str, column: str, where: Condition, change: Change) -> Make:
@@ -209,21 +252,53 @@ def _copying(table: str, column: str, source: Condition, target: Condition) -> M
     return make
 
 
-def _flagging(where: Condition, *, chunked: bool) -> Make:
+def _flagging(where: Condition, *, sliced: bool) -> Make:
     return lambda stored: stored.rows.execute(
-        f"UPDATE {WRITES} SET chunked = {stored.rows.truth(value=chunked)} WHERE {where(stored)}"
+        f"UPDATE {WRITES} SET sliced = {stored.rows.truth(value=sliced)} WHERE {where(stored)}"
     )
 
 
 MESSAGES, LONG, BRIEF = "channel 'messages'", "'a task' to 'long'", "'a task' to 'brief'"
-MISSING, ALTERED = ProblemKind.MISSING_CHUNK, ProblemKind.ALTERED_CHUNK
+MISSING, ALTERED = ProblemKind.MISSING_SEGMENT, ProblemKind.ALTERED_SEGMENT
 UNDECODABLE, WRITE = ProblemKind.UNDECODABLE_MANIFEST, ProblemKind.UNDECODABLE_WRITE
 MISPLACED = ProblemKind.MISPLACED_MANIFEST
+CONTRADICTORY = ProblemKind.CONTRADICTORY_VALUE
+
+
+def _swapping(stored: Stored) -> None:
+    """Let two segments of as many bytes change places: each is whole."""
+    one, other = stored.segments[1:3]
+    for here, there in ((one, other), (other, one)):
+        key = here.stream, here.start, here.stop
+        stored.rows.alter(SEGMENTS, "data", where(key), lambda _, data=there.data: data)  # type: ignore[misc]
+
+
+def _turning(stored: Stored) -> None:
+    """Have a layout name the same bytes in another order."""
+
+    def change(data: bytes) -> bytes:
+        manifest = decode_manifest(data)
+        value = manifest.channels["messages"]
+        layout = value.layout()
+        assert layout is not None
+        head, (stream, start, stop) = layout.parts
+        assert isinstance(head, bytes)
+        assert isinstance(stream, int)
+        parts = head, Slice(stream, start + 100, stop), Slice(stream, start, start + 100)
+        channels = {
+            **manifest.channels,
+            "messages": Value(value.type, replace(layout, parts=parts)),
+        }
+        return encode_manifest(replace(manifest, channels=channels))
+
+    stored.rows.alter(CHECKPOINTS, "manifest", OF_SECOND, change)
+
 
 DAMAGES = {
-    "a chunk is missing": Damage(_deleting(Stored.chunk), MESSAGES, MISSING, "messages"),
-    "a node is missing": Damage(_deleting(Stored.node), MESSAGES, MISSING, "messages", hides=True),
-    "a chunk of a write is missing": Damage(_deleting(Stored.write_chunk), LONG, MISSING, "long"),
+    "a segment is missing": Damage(_deleting(Stored.segment), MESSAGES, MISSING, "messages"),
+    "a segment of a write is missing": Damage(
+        _deleting(Stored.write_segment), LONG, MISSING, "long"
+    ),
     "the manifest is that of another checkpoint": Damage(
         _copying(CHECKPOINTS, "manifest", lambda _: OF_THIRD, Stored.manifest),
         "",
@@ -231,31 +306,31 @@ DAMAGES = {
         None,
         hides=True,
     ),
-    "a chunk is that of another digest": Damage(
-        _copying(CHUNKS, "data", Stored.write_chunk, Stored.chunk), MESSAGES, ALTERED, "messages"
+    "a segment is one of another length": Damage(
+        _copying(SEGMENTS, "data", Stored.write_segment, Stored.segment),
+        MESSAGES,
+        ALTERED,
+        "messages",
+    ),
+    "two segments have changed places": Damage(_swapping, MESSAGES, CONTRADICTORY, "messages"),
+    "a layout names its bytes in another order": Damage(
+        _turning, MESSAGES, CONTRADICTORY, "messages"
     ),
     "a write is said to be inline": Damage(
-        _flagging(Stored.long, chunked=False), LONG, WRITE, "long", hides=True
+        _flagging(Stored.long, sliced=False), LONG, WRITE, "long", hides=True
     ),
-    "a write is said to be chunked": Damage(
-        _flagging(Stored.brief, chunked=True), BRIEF, WRITE, "brief"
+    "a write is said to name slices": Damage(
+        _flagging(Stored.brief, sliced=True), BRIEF, WRITE, "brief"
     ),
 }
 
 for name, change in CHANGES.items():
     DAMAGES |= {
-        f"a chunk is altered, {name}": Damage(
-            _altering(CHUNKS, "data", Stored.chunk, change), MESSAGES, ALTERED, "messages"
+        f"a segment is altered, {name}": Damage(
+            _altering(SEGMENTS, "data", Stored.segment, change), MESSAGES, ALTERED, "messages"
         ),
-        f"a node is altered, {name}": Damage(
-            _altering(CHUNKS, "data", Stored.node, change),
-            MESSAGES,
-            ALTERED,
-            "messages",
-            hides=True,
-        ),
-        f"a chunk of a write is altered, {name}": Damage(
-            _altering(CHUNKS, "data", Stored.write_chunk, change), LONG, ALTERED, "long"
+        f"a segment of a write is altered, {name}": Damage(
+            _altering(SEGMENTS, "data", Stored.write_segment, change), LONG, ALTERED, "long"
         ),
         f"a manifest is altered, {name}": Damage(
             _altering(CHECKPOINTS, "manifest", Stored.manifest, change),
@@ -267,7 +342,7 @@ for name, change in CHANGES.items():
         f"an inline write is altered, {name}": Damage(
             _altering(WRITES, "data", Stored.brief, change), BRIEF, WRITE, "brief"
         ),
-        f"a chunked write is altered, {name}": Damage(
+        f"a write that names slices is altered, {name}": Damage(
             _altering(WRITES, "data", Stored.long, change), LONG, WRITE, "long", hides=True
         ),
     }

@@ -2,35 +2,20 @@
 
     python tests/fuzz_manifest.py -runs=100000 -artifact_prefix=/tmp/ /tmp/corpus
 
-Checksums and digests are made here, so that what is fuzzed is what they let pass. Whatever the
-bytes are, they are refused with `FormatError` or `ChunkError`, or are what they say.
+Checksums are made here, so that what is fuzzed is what they let pass. Whatever the bytes are, they
+are refused with `FormatError`, or are what they say.
 """
 
 import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from checkpointer import chunking, manifest
-from checkpointer.chunking import (
-    DIGEST_SIZE,
-    HEAD_SIZE,
-    MAX_DEPTH,
-    MAX_SIZE,
-    ChunkError,
-    Tree,
-    assemble,
-    cut,
-    digest_of,
-    join,
-)
+from checkpointer import manifest, sealing, sharing, slices
 from checkpointer.manifest import (
-    FORMAT,
-    FormatError,
     Manifest,
     Value,
     decode_manifest,
@@ -38,11 +23,30 @@ from checkpointer.manifest import (
     decode_value,
     encode_manifest,
     encode_value,
-    seal,
+)
+from checkpointer.sealing import FORMAT, RAW, ZSTD, FormatError, pack, seal, unpack
+from checkpointer.sharing import MANY, Stream, Whole, lay_out
+from checkpointer.slices import (
+    CHECKSUM_SIZE,
+    HEAD_SIZE,
+    MAX_PARTS,
+    MAX_SIZE,
+    MAX_STREAM,
+    Layout,
+    Part,
+    Segment,
+    Segments,
+    Slice,
+    hash_of,
 )
 
 LARGEST = 1 << 20
-"""Bytes of a value that is put together here: a tree may be true and name far more."""
+"""Bytes that are unpacked and put together here: a layout may be true and name far more."""
+
+STREAMS = [
+    bytes((at * 7 + (at >> 8) + stream * 101) & 255 for at in range(9_000)) for stream in (0, 1)
+]
+"""The bytes of two streams; rows that hold the same of them agree."""
 
 
 def check_manifest(body: bytes) -> None:
@@ -57,16 +61,17 @@ def check_manifest(body: bytes) -> None:
 
 
 def check_packed_manifest(body: bytes) -> None:
-    """The same for what stands behind the format's version."""
-    check_manifest(bytes([FORMAT]) + body)
+    """The same for what stands behind the format's version and the codec."""
+    check_manifest(bytes([FORMAT, RAW]) + body)
 
 
 def check_value(body: bytes) -> None:
-    """Decode what stands under a pending write's seal."""
-    with contextlib.suppress(FormatError):
-        value = decode_value(seal(body))
-        _check(value)
-        assert decode_value(encode_value(value)) == value
+    """Decode what stands under a pending write's seal, as it is, and behind version and codec."""
+    for under in (body, bytes([FORMAT, RAW]) + body):
+        with contextlib.suppress(FormatError):
+            value = decode_value(seal(under))
+            _check(value)
+            assert decode_value(encode_value(value)) == value
 
 
 def check_bytes(data: bytes) -> None:
@@ -77,6 +82,15 @@ def check_bytes(data: bytes) -> None:
             assert decode(data) == decoded
 
 
+def check_frame(frame: bytes) -> None:
+    """Unpack what may be compressed, with some bound."""
+    for most in (0, len(frame), LARGEST):
+        with contextlib.suppress(FormatError):
+            body = unpack(seal(bytes([FORMAT, ZSTD]) + frame), most)
+            assert len(body) <= most
+            assert unpack(pack(body), len(body)) == body
+
+
 def check_projection(data: bytes) -> None:
     """Decode the metadata's projection."""
     with contextlib.suppress(FormatError):
@@ -85,76 +99,91 @@ def check_projection(data: bytes) -> None:
 
 def _check(value: Value) -> None:
     assert type(value.type) is str
-    tree = value.tree()
-    if tree is None:
+    layout = value.layout()
+    if layout is None:
         assert type(value.content) is bytes
         return
-    assert len(tree.head) == HEAD_SIZE
-    assert len(tree.digests) % DIGEST_SIZE == 0
-    assert HEAD_SIZE <= tree.size <= MAX_SIZE
-    assert 0 <= tree.depth <= MAX_DEPTH
-
-
-def check_tree(program: bytes) -> None:
-    """Put a tree together, and cut another value where it tells; see `tree_of`."""
-    tree, chunks = tree_of(program)
-    try:
-        whole = assemble(tree, chunks)
-    except ChunkError:
-        return
-    assert len(whole.data) == tree.size
-    assert whole.data.startswith(tree.head)
-    assert whole.levels[0].ends[-1:] in ([], [tree.size])
-    assert join(tree, chunks) == whole.data
-    for data in (whole.data + program, whole.data[: tree.size // 2] + program, whole.data + b"."):
-        if len(data) > HEAD_SIZE:
-            edited, new = cut(data, whole)
-            assert join(edited.tree, chunks | new) == data
-            assert edited.tree.depth <= MAX_DEPTH
-
-
-def tree_of(program: bytes) -> tuple[Tree, dict[bytes, bytes]]:
-    """A tree and its chunks, whose digests are right, as some bytes tell.
-
-    Each step makes a chunk: of so many bytes, or of the digests of chunks before it, each so many
-    times, and perhaps with a byte too many. The last is the root.
-    """
-    head, *steps = [program[i : i + 4] for i in range(0, len(program), 4)] or [b""]
-    depth, claimed, *_ = (*head, 0, 0)
-    chunks: dict[bytes, bytes] = {}
-    digests: list[bytes] = []
-    root = b""
-    for kind, first, count, times in (step for step in steps if len(step) == 4):
-        if kind & 1 and digests:
-            named = [digests[(first + i) % len(digests)] for i in range(count % 8 + 1)]
-            root = b"".join(named) * (times % 80 + 1)
-            chunk = root + b"." * (kind & 2)
+    assert len(layout.checksum) == CHECKSUM_SIZE
+    assert 1 <= len(layout.parts) <= MAX_PARTS
+    assert 0 <= layout.size <= MAX_SIZE
+    for part in layout.parts:
+        if isinstance(part, Slice):
+            assert all(type(number) is int for number in part)
+            assert 0 <= part.stream <= MAX_STREAM
+            assert 0 <= part.start < part.stop <= MAX_STREAM
         else:
-            chunk = bytes([first]) * (count * 32 + times)
-        digests.append(digest_of(chunk))
-        chunks[digests[-1]] = chunk
-    tree = Tree(bytes(HEAD_SIZE), HEAD_SIZE, depth % (MAX_DEPTH + 1), root)
-    true = _size_of(tree, chunks)
-    if claimed % 4 and true is not None and true <= LARGEST:
-        return replace(tree, size=true), chunks
-    return replace(tree, size=min(HEAD_SIZE + (claimed << 21), MAX_SIZE)), chunks
+            assert type(part) is bytes
 
 
-def _size_of(tree: Tree, chunks: dict[bytes, bytes]) -> int | None:
-    """The bytes that a tree names, counted without putting it together; `None` if it is none."""
-    counts = {tree.digests: 1}
-    for _ in range(tree.depth + 1):
-        below: dict[bytes, int] = {}
-        for node, times in counts.items():
-            if len(node) % DIGEST_SIZE:
-                return None
-            for i in range(0, len(node), DIGEST_SIZE):
-                chunk = chunks.get(node[i : i + DIGEST_SIZE])
-                if chunk is None:
-                    return None
-                below[chunk] = below.get(chunk, 0) + times
-        counts = below
-    return HEAD_SIZE + sum(len(chunk) * times for chunk, times in counts.items())
+def check_layout(program: bytes) -> None:
+    """Put a value together, and lay others out that share its bytes; see `layout_of`."""
+    layout, rows, expected = layout_of(program)
+    if layout.size > LARGEST:
+        return
+    segments = Segments(rows)
+    try:
+        data, hashed = segments.join(layout)
+    except FormatError:
+        assert expected is None
+        return
+    assert data == expected
+    assert all(segments.covers(one) for one in layout.slices())
+    source = Whole(data, hashed), layout
+    for other in (data + program, data[: len(data) // 2] + program, program + data, data + b"."):
+        if not other:  # which no writer lays out
+            continue
+        stream = Stream()
+        whole, found = lay_out(other, [source], stream)
+        joined, _ = Segments([*rows, *stream.segments()]).join(found)
+        assert joined == whole.data == other
+        assert len(found.parts) <= MANY + 1
+
+
+def layout_of(program: bytes) -> tuple[Layout, list[Segment], bytes | None]:
+    """A layout, rows whose seals are right, and the bytes that these make; `None` for damage.
+
+    Each step makes a row of so many bytes somewhere in one of two streams, names a slice of one, or
+    adds literal bytes. The first byte says what is wrong, if anything: the checksum, or a row.
+    """
+    wrong, *rest = program or b"\0"
+    steps = [rest[i : i + 4] for i in range(0, len(rest) - 3, 4)]
+    rows: list[Segment] = []
+    parts: list[Part] = []
+    for kind, start, count, more in steps:
+        stream, at = kind >> 4 & 1, start * 16
+        size = count * 16 + more % 16 + 1
+        if kind % 3 == 0:
+            rows.append(Segment(stream, at, at + size, pack(_bytes(stream, at, at + size))))
+        elif kind % 3 == 1:
+            parts.append(Slice(stream, at + more % 16, at + more % 16 + size))
+        else:
+            parts.append(bytes([more]) * count)
+    parts = parts or [b"."]
+    there = bytearray(len(STREAMS[0])), bytearray(len(STREAMS[1]))
+    for row in rows:
+        there[row.stream][row.start : row.stop] = b"x" * (row.stop - row.start)
+    needed = [part for part in parts if isinstance(part, Slice)]
+    whole = b"".join(part if isinstance(part, bytes) else _bytes(*part) for part in parts)
+    layout = Layout(hash_of(whole).checksum(whole[:HEAD_SIZE]), tuple(parts))
+    if wrong == 1:
+        return Layout(bytes(CHECKSUM_SIZE), layout.parts), rows, None
+    if wrong in {2, 3, 4} and needed:
+        # All rows, because another might hold the same bytes.
+        return layout, [_damaged(row, wrong) for row in rows], None
+    is_there = all(b"\0" not in there[one.stream][one.start : one.stop] for one in needed)
+    return layout, rows, whole if is_there else None
+
+
+def _bytes(stream: int, start: int, stop: int) -> bytes:
+    return STREAMS[stream][start:stop]
+
+
+def _damaged(row: Segment, how: int) -> Segment:
+    """A row that holds a byte more or less than it says, or bytes of another place."""
+    places = {2: (0, 1), 3: (0, -1), 4: (1, 1)}
+    first, last = places[how]
+    data = _bytes(row.stream, row.start + first, row.stop + last)
+    return Segment(row.stream, row.start, row.stop, pack(data))
 
 
 CHECKS: list[Callable[[bytes], None]] = [
@@ -163,7 +192,8 @@ CHECKS: list[Callable[[bytes], None]] = [
     check_value,
     check_bytes,
     check_projection,
-    check_tree,
+    check_layout,
+    check_frame,
 ]
 
 
@@ -175,11 +205,18 @@ def check(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """Inputs from which a fuzzer gets further than from nothing."""
-    tree = Tree(bytes(HEAD_SIZE), 1000, 1, bytes(DIGEST_SIZE))
-    values = [Value("msgpack", b"\x80"), Value("msgpack", tree)]
+    layout = Layout(bytes(CHECKSUM_SIZE), (bytes(HEAD_SIZE), Slice(1 << 40, 0, 1_000)))
+    values = [Value("msgpack", b"\x80"), Value("msgpack", layout)]
     whole = encode_manifest(Manifest(4, values[0], values[1], {"a": values[1], "b": values[0]}))
-    packed = [whole[9:], whole[8:], encode_value(values[1])[8:], whole, b'{"a": [1]}']
-    packed.append(bytes([2, 1, 0, 0, 0, 1, 9, 0, 1, 0, 1, 3, 1, 1, 1, 3]))
+    packed = [
+        unpack(whole, LARGEST),
+        whole[8:],
+        unpack(encode_value(values[1]), LARGEST),
+        whole,
+        b'{"a": [1]}',
+        bytes([0, *(0, 0, 63, 15), *(2, 0, 16, 66), *(1, 1, 50, 3), *(1, 0, 19, 5)]),
+        pack(b"a frame " * 50)[10:],
+    ]
     return [bytes([i]) + data for i, data in enumerate(packed)]
 
 
@@ -188,7 +225,7 @@ def main() -> None:
     atheris: Any = import_module("atheris")  # the checks do without
     for i, seed in enumerate(seeds()):
         (Path(sys.argv[-1]) / f"seed-{i}").write_bytes(seed)
-    for module in (chunking, manifest):
+    for module in (manifest, sealing, sharing, slices):
         for function in vars(module).values():
             if isinstance(function, FunctionType):
                 atheris.instrument_func(function)

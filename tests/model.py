@@ -23,17 +23,17 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED, _DeltaSnapshot
 
 from checkpointer import AsyncSQLAlchemySaver
-from checkpointer.chunking import Tree, split_digests
 from checkpointer.manifest import decode_manifest
 from checkpointer.records import StoredWrite
-from checkpointer.tables import checkpoints, chunks, writes
+from checkpointer.slices import Coverage, slices_of
+from checkpointer.tables import checkpoints, segments, writes
 
 THREADS = ("a", "b", "ü")
 COUNTERS = "counters_since_delta_snapshot"
 ABSENT = object()
 """In a checkpoint's changes: the channel gets a new version, and no value."""
 
-# Random, so that no two chunks of it are alike.
+# Random, so that no two parts of it are alike.
 NOISE = random.Random(18).randbytes(300_000)  # noqa: S311 - a test's data, not a secret
 
 
@@ -88,23 +88,22 @@ async def rows_of(saver: AsyncSQLAlchemySaver, statement: sa.Select[Any]) -> lis
         return list((await connection.execute(statement)).all())
 
 
-async def digests(saver: AsyncSQLAlchemySaver, thread: str) -> tuple[set[bytes], set[bytes]]:
-    """The digests of the chunks that a thread has stored, and of those that its rows name."""
-    found = await rows_of(saver, sa.select(chunks).filter_by(thread_id=thread))
-    stored = {row.digest: row.data for row in found}
-    trees: list[Tree | None] = []
+async def segments_of(saver: AsyncSQLAlchemySaver, thread: str) -> set[tuple[int, int, int]]:
+    """The segments of a thread: stream, start and stop of each."""
+    found = await rows_of(saver, sa.select(segments).filter_by(thread_id=thread))
+    return {(row.stream_id, row.start, row.stop) for row in found}
+
+
+async def garbage(saver: AsyncSQLAlchemySaver, thread: str) -> set[tuple[int, int, int]]:
+    """Those of which some bytes are not named."""
+    named = Coverage()
     for row in await rows_of(saver, sa.select(checkpoints).filter_by(thread_id=thread)):
-        trees += decode_manifest(row.manifest).trees()
+        named.add(slices_of(decode_manifest(row.manifest).layouts()))
     for row in await rows_of(saver, sa.select(writes).filter_by(thread_id=thread)):
-        trees.append(StoredWrite.from_row(row).tree())
-    live: set[bytes] = set()
-    for tree in filter(None, trees):
-        level = split_digests(tree.digests)
-        live.update(level)
-        for _ in range(tree.depth):
-            level = [digest for node in level for digest in split_digests(stored[node])]
-            live.update(level)
-    return set(stored), live
+        layout = StoredWrite.from_row(row).layout()
+        named.add(layout.slices() if layout is not None else ())
+    stored = await segments_of(saver, thread)
+    return {one for one in stored if named.within(*one) != [one[1:]]}
 
 
 class Model(InMemorySaver):
@@ -281,7 +280,7 @@ class Removal:
 
 
 def noise(size: int, edit_at: int) -> bytes:
-    """The same bytes each time but for one, so that most chunks are shared."""
+    """The same bytes each time but for one, so that most of them are shared."""
     data = bytearray(NOISE[:size])
     data[edit_at % size] ^= 1
     return bytes(data)

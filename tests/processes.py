@@ -302,7 +302,7 @@ Line = tuple[RunnableConfig, dict[str, Any], dict[str, Any]]
 class Author:
     """Puts lines of checkpoints into threads, one at a time, and does all else to them.
 
-    Each line's list grows, and a long value stays as it is, so that checkpoints share chunks. Ids
+    Each line's list grows, and a long value stays as it is, so that checkpoints share bytes. Ids
     sort by the time at which they were made up, over all processes.
 
     Args:
@@ -523,16 +523,16 @@ def copy_all(source_url: str, target_url: str) -> None:
         ):
             await copy_store(source, target)
 
-    add = intake.Intake.add_chunks
+    add = intake.Intake.add_segments
 
-    async def add_slowly(self: intake.Intake, chunks: Any) -> None:
+    async def add_slowly(self: intake.Intake, segments: Any) -> None:
         await asyncio.sleep(0.05)  # so that whoever kills the process comes in time
-        await add(self, chunks)
+        await add(self, segments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "PAGE", 8)
         patch.setattr(intake, "AHEAD", 4096)
-        patch.setattr(intake.Intake, "add_chunks", add_slowly)
+        patch.setattr(intake.Intake, "add_segments", add_slowly)
         asyncio.run(run())
 
 

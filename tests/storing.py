@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from schemas import query
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver, tables
 from checkpointer.execution import DriverConnection
+from checkpointer.manifest import Value, decode_manifest, decode_value
+from checkpointer.slices import Coverage, Layout, Segment, Segments, Slice, slices_of
 from checkpointer.wire import WireConnection
 from checkpointer.worker import WorkerConnection
 
 LARGE = [f"message {number}: {number * 7919:050}" for number in range(300)]
-"""A list long enough for several chunks."""
+"""A list that is long enough not to stand in a manifest."""
 
 SENDS = "__pregel_tasks"
 
@@ -184,11 +187,94 @@ async def operate(saver: AsyncSQLAlchemySaver) -> list[object]:
 STORED = (
     "SELECT * FROM checkpointer_checkpoints ORDER BY 1, 2, 3",
     "SELECT * FROM checkpointer_writes ORDER BY 1, 2, 3, 4, 5",
-    "SELECT * FROM checkpointer_chunks ORDER BY 1, 2",
+    "SELECT * FROM checkpointer_segments ORDER BY 1, 2, 3",
     "SELECT thread_id FROM checkpointer_threads ORDER BY 1",
 )
 
 
 def stored_rows(url: str) -> list[object]:
-    """All that stands in our tables, but for what is random or tells the time."""
+    """All rows of our tables as they are, but for the threads' states and times."""
     return [query(url, statement) for statement in STORED]
+
+
+def stored_contents(url: str) -> list[object]:
+    """What stands in our tables, but for what is random or tells the time."""
+    return contents(lambda sql: query(url, sql))
+
+
+def contents(rows_of: Callable[[str], Any], thread_id: str | None = None) -> list[object]:
+    """What rows hold, but for what is random or tells the time.
+
+    Long values as their bytes: the numbers of streams are random.
+
+    Args:
+        rows_of: The rows of a query.
+        thread_id: This thread alone.
+    """
+    where = "" if thread_id is None else f" WHERE thread_id = '{thread_id}'"
+    threads = rows_of(f"SELECT thread_id FROM checkpointer_threads{where} ORDER BY 1")
+    segments = defaultdict[str, list[Segment]](list)
+    for thread, stream, start, stop, data in rows_of(f"SELECT * FROM checkpointer_segments{where}"):
+        segments[thread].append(Segment(stream, start, stop, bytes(data)))
+
+    def whole(thread: str, value: Value) -> tuple[str, bytes]:
+        content = value.content
+        if isinstance(content, Layout):
+            return value.type, Segments(segments[thread]).join(content)[0]
+        return value.type, content
+
+    checkpoints = []
+    for *others, data in rows_of(f"SELECT * FROM checkpointer_checkpoints{where} ORDER BY 1, 2, 3"):
+        found = decode_manifest(bytes(data))
+        values = [whole(others[0], one) for one in found.values()]
+        checkpoints.append((*others, found.version, [*found.channels], values))
+    written = [
+        (*row[:7], row[8], whole(row[0], decode_value(bytes(row[7]))))
+        for row in rows_of(f"SELECT * FROM checkpointer_writes{where} ORDER BY 1, 2, 3, 4, 5")
+    ]
+    return [threads, checkpoints, written]
+
+
+def stored_bytes(url: str) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    """Which bytes of each stream are stored, told from the rows alone."""
+    found = defaultdict[str, Coverage](Coverage)
+    rows: Any = query(url, "SELECT thread_id, stream_id, start, stop FROM checkpointer_segments")
+    for thread, stream, start, stop in rows:
+        found[thread].add([Slice(stream, start, stop)])
+    return _intervals(found)
+
+
+def named_bytes(url: str) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    """Which bytes of each stream manifests and pending writes name."""
+    found = defaultdict[str, Coverage](Coverage)
+    rows: Any = query(url, "SELECT thread_id, manifest FROM checkpointer_checkpoints")
+    for thread, data in rows:
+        found[thread].add(slices_of(decode_manifest(bytes(data)).layouts()))
+    rows = query(url, "SELECT thread_id, data FROM checkpointer_writes")
+    for thread, data in rows:
+        layout = decode_value(bytes(data)).layout()
+        found[thread].add(layout.slices() if layout is not None else ())
+    return _intervals(found)
+
+
+def _intervals(
+    found: Mapping[str, Coverage],
+) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    return {
+        (thread, stream): coverage.merged(stream)
+        for thread, coverage in found.items()
+        for stream in coverage.intervals
+    }
+
+
+def assert_no_garbage(url: str) -> None:
+    """All bytes that are named are stored, and all that are stored are named."""
+    assert stored_bytes(url) == named_bytes(url)
+
+
+def assert_all_stored(url: str) -> None:
+    """All bytes that are named are stored."""
+    stored = stored_bytes(url)
+    for key, intervals in named_bytes(url).items():
+        for start, stop in intervals:
+            assert any(a <= start and stop <= b for a, b in stored.get(key, ()))

@@ -367,8 +367,8 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
     Args:
         arguments: The command's.
         typed: What is typed ahead.
-        stopped_at: Ctrl-C is pressed once this is drawn, and again if nothing comes of it: Python
-            misses a signal that comes just before it waits for a line.
+        stopped_at: Ctrl-C is pressed once this is drawn, and again whenever nothing more is drawn:
+            Python misses a signal that comes just before it waits for a line.
     """
     ours, its = pty.openpty()
     with subprocess.Popen(
@@ -381,14 +381,19 @@ def on_a_terminal(*arguments: str, typed: str = "", stopped_at: str = "") -> tup
     ) as started:
         os.close(its)
         os.write(ours, typed.encode())
-        drawn = b""
+        drawn, silent = b"", False
+        pressed = not stopped_at
         try:
-            while some := os.read(ours, 4096):
-                drawn += some
-                while stopped_at and stopped_at.encode() in drawn:
+            while True:
+                if stopped_at and stopped_at.encode() in drawn and (silent or not pressed):
+                    pressed = True
                     started.send_signal(signal.SIGINT)
-                    if select.select([ours], [], [], 15)[0]:
-                        stopped_at = ""
+                silent = not select.select([ours], [], [], 15)[0]
+                if silent:
+                    continue
+                if not (some := os.read(ours, 4096)):
+                    break
+                drawn += some
         except OSError:  # how the end of a terminal is told on Linux
             os.close(ours)
     return started.returncode, drawn.decode().replace("\r\n", "\n")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from commanding import Run, hidden
-from damages import Rows, noise
-from schemas import catalog, query
+from damages import SEGMENTS, Rows, called, noise, where
+from schemas import catalog
 from storing import config, put, row_counts, stored_rows
 
 from checkpointer import Problem, create_saver
 from checkpointer.commands import console
+from checkpointer.sealing import FORMAT, seal
 
 
 async def fill(url: str) -> None:
@@ -26,7 +27,8 @@ async def fill(url: str) -> None:
         for thread in ("a", "b"):
             await put(saver, config(thread), "1", messages=noise(thread))
         await put(saver, config("a"), "2", messages=noise("more"))
-        await put(saver, config("b"), "1", messages=noise("instead"))
+        for number in range(4):
+            await put(saver, config("b"), "1", messages=noise(f"instead {number}"))
 
 
 async def test_verify_finds_a_whole_store_whole_and_leaves_it(run: Run, migrated_url: str) -> None:
@@ -40,9 +42,9 @@ async def test_verify_finds_a_whole_store_whole_and_leaves_it(run: Run, migrated
     assert (code, err) == (0, "")
     summary = out.splitlines()[-1]
     assert summary.startswith(f"{hidden(migrated_url)} is whole: read 2 threads, 3 checkpoints, ")
-    assert f"0 writes and {counts['checkpointer_chunks']} chunks of " in summary
-    assert summary.endswith(f"; {garbage} chunks that nothing names (--repair removes them)")
-    assert out.count("unreferenced chunk: thread 'b', chunk ") == garbage
+    assert f"0 writes and {counts['checkpointer_segments']} segments of " in summary
+    assert summary.endswith(f"; {garbage} segments that nothing names (--repair removes them)")
+    assert out.count("unreferenced segment: thread 'b', stream ") == garbage
     assert stored_rows(migrated_url) == before
 
 
@@ -51,7 +53,7 @@ async def unreferenced(url: str) -> tuple[Problem, ...]:
         return (await saver.averify()).problems
 
 
-async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_named(
+async def test_repair_removes_the_unreferenced_segments_of_the_thread_that_is_named(
     run: Run, migrated_url: str
 ) -> None:
     await fill(migrated_url)
@@ -67,7 +69,7 @@ async def test_repair_removes_the_unreferenced_chunks_of_the_thread_that_is_name
     assert "read 1 thread, 2 checkpoints" in summary
     code, summary = await asyncio.to_thread(repair, "b")
     assert code == 0
-    assert summary.endswith(f"; {garbage} chunks that nothing names, {garbage} removed")
+    assert summary.endswith(f"; {garbage} segments that nothing names, {garbage} removed")
     assert await unreferenced(migrated_url) == ()
 
 
@@ -79,7 +81,7 @@ async def test_repair_asks_before_it_removes(
     arguments = ("verify", "--url", migrated_url, "--thread", "b", "--repair")
     code, out, err = await asyncio.to_thread(run, *arguments)
     assert (code, out) == (2, "")
-    assert "expected --yes: Chunks that nothing names go from thread 'b' of " in err
+    assert "expected --yes: Bytes that nothing names go from thread 'b' of " in err
     monkeypatch.setattr(console, "confirmed", lambda *_, **__: False)
     code, out, err = await asyncio.to_thread(run, *arguments)
     assert (code, " is whole: " in out) == (1, True)
@@ -89,11 +91,8 @@ async def test_repair_asks_before_it_removes(
 
 async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_url: str) -> None:
     await fill(migrated_url)
-    [[digest]] = query(
-        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
-    )
-    assert isinstance(digest, bytes)
-    Rows(migrated_url).lose({digest})
+    key = min(Rows(migrated_url).held("a"))
+    Rows(migrated_url).lose([key], "a")
     before = stored_rows(migrated_url)
 
     code, out, err = await asyncio.to_thread(
@@ -104,12 +103,29 @@ async def test_verify_names_what_is_damaged_and_exits_with_1(run: Run, migrated_
     problem, summary = out.splitlines()
     [checkpoint] = {"1", "2"} & set(re.findall(r"checkpoint '(\d)'", problem))
     assert problem == (
-        f"missing chunk: thread 'a', namespace '', checkpoint '{checkpoint}', channel 'messages', "
-        f"chunk {digest.hex()}: the channel's value: no row has this digest"
+        f"missing bytes: thread 'a', namespace '', checkpoint '{checkpoint}', channel 'messages', "
+        f"{called(key)}: the channel's value: no segment holds them"
     )
     assert summary.startswith(f"{hidden(migrated_url)} is damaged, 1 problem: read 1 thread,")
     assert "from a backup" in summary
     assert stored_rows(migrated_url) == before
+
+
+async def test_verify_tells_what_a_newer_version_has_written_from_damage(
+    run: Run, migrated_url: str
+) -> None:
+    await fill(migrated_url)
+    rows = Rows(migrated_url)
+    newer = seal(bytes([FORMAT + 1, 0]) + b"whatever that is")
+    rows.alter(SEGMENTS, "data", where(min(rows.held("a")), "a"), lambda _: newer)
+    code, out, err = await asyncio.to_thread(
+        run, "verify", "--url", migrated_url, "--thread", "a", "--repair", "--yes"
+    )
+    assert (code, err) == (1, "")
+    problem, summary = out.splitlines()
+    assert problem.startswith("too new: thread 'a', namespace '', checkpoint ")
+    assert " cannot all be read, 1 problem: read 1 thread, " in summary
+    assert "damage" not in out
 
 
 async def test_verify_says_when_there_is_no_such_thread(run: Run, migrated_url: str) -> None:
@@ -131,22 +147,21 @@ def test_verify_makes_no_schema_and_no_file(run: Run, database_url: str) -> None
 
 async def test_verify_tells_the_same_as_json(run: Run, migrated_url: str) -> None:
     await fill(migrated_url)
-    [[digest]] = query(
-        migrated_url, "SELECT MIN(digest) FROM checkpointer_chunks WHERE thread_id = 'a'"
-    )
-    assert isinstance(digest, bytes)
-    Rows(migrated_url).lose({digest})
+    key = min(Rows(migrated_url).held("a"))
+    Rows(migrated_url).lose([key], "a")
     garbage = len(await unreferenced(migrated_url)) - 1
+    assert garbage > 3
 
     code, out, err = await asyncio.to_thread(run, "verify", "--url", migrated_url, "--json")
 
     assert (code, err) == (1, "")
     found = json.loads(out)
     assert (found["database"], found["whole"]) == (hidden(migrated_url), False)
+    assert found["damaged"] is True
     assert (found["threads"], found["checkpoints"], found["removed"]) == (2, 3, 0)
     assert found["unreferenced"] == garbage
-    [missing] = [one for one in found["problems"] if one["kind"] == "missing chunk"]
-    assert (missing["thread_id"], missing["digest"]) == ("a", digest.hex())
+    [missing] = [one for one in found["problems"] if one["kind"] == "missing bytes"]
+    assert (missing["thread_id"], missing["segment"]) == ("a", called(key))
     assert len(found["problems"]) == garbage + 1
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
-from storing import LARGE, config, operate, put, statements, stored_rows
+from storing import LARGE, config, operate, put, statements, stored_contents
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -56,10 +56,10 @@ async def new_engine() -> AsyncIterator[NewEngine]:
         await engine.dispose()
 
 
-def epoch_row(thread_id: str, epoch: int | None = 1) -> dict[str, Any]:
+def thread_row(thread_id: str, state: int | None = 1) -> dict[str, Any]:
     """The row of a thread."""
     now = datetime.now(UTC)
-    return {"thread_id": thread_id, "epoch": epoch, "created_at": now, "updated_at": now}
+    return {"thread_id": thread_id, "state": state, "created_at": now, "updated_at": now}
 
 
 async def expected_of(url: str) -> tuple[list[object], list[object]]:
@@ -68,7 +68,7 @@ async def expected_of(url: str) -> tuple[list[object], list[object]]:
         with statements() as seen:
             found = await operate(saver)
     assert len(seen) > 50
-    return found, stored_rows(url)
+    return found, stored_contents(url)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ class TestWatchedEngines:
         expected, stored = await expected_of(new_url())
         assert found == expected
         url = engine.url.render_as_string(hide_password=False)
-        assert stored_rows(url) == stored
+        assert stored_contents(url) == stored
 
     @on_postgresql
     @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ class TestErrors:
         queries = queries_for(saver.engine.dialect.name)
 
         def work(connection: Connection) -> None:
-            connection.execute(queries.touch_thread, *map(epoch_row, "xyz"))
+            connection.execute(queries.touch_thread, *map(thread_row, "xyz"))
             error(connection)
 
         await put(saver, THREAD, "1")
@@ -315,7 +315,7 @@ class TestErrors:
 
     async def test_many_rows_fail_whole(self, saver: Saver) -> None:
         queries = queries_for(saver.engine.dialect.name)
-        rows = [epoch_row("x"), epoch_row("y", None)]
+        rows = [thread_row("x"), thread_row("y", None)]
         await put(saver, THREAD, "1")
         with pytest.raises(DatabaseError, match=r"(?i)not.null"):
             await saver._backend.write(  # noqa: SLF001
@@ -427,7 +427,7 @@ class TestLostConnections:
         options = {"pool_pre_ping": pre_ping}
         async with create_saver(migrated_url, engine_options=options) as saver:
             parent = await put(saver, THREAD, "1", a=LARGE)
-            tables = ("checkpoints", "chunks")
+            tables = ("checkpoints", "segments", "threads")
             execute(migrated_url, *(f"DELETE FROM checkpointer_{name}" for name in tables))
             assert terminate(migrated_url) >= 1
             await asyncio.sleep(0.2)  # the driver has noticed by now
@@ -484,7 +484,7 @@ class TestSQLite:
             assert isinstance(next(iter(await raw.execute_fetchall("SELECT 1"))), sqlite3.Row)
         expected, stored = await expected_of(new_migrated_url())
         assert found == expected
-        assert stored_rows(url) == stored
+        assert stored_contents(url) == stored
 
     @pytest.mark.parametrize("way", ["read", "read_snapshot", "write"])
     async def test_a_call_that_is_cancelled_stops_nobody(self, saver: Saver, way: str) -> None:
@@ -495,7 +495,7 @@ class TestSQLite:
         def slow(connection: Connection) -> object:
             begun.set()
             assert cancelled.wait(60)
-            return connection.fetch(queries.digests, {"thread_id": "a thread"})
+            return connection.fetch(queries.segment_keys, {"thread_id": "a thread"})
 
         tasks = [asyncio.create_task(getattr(saver._backend, way)(slow)) for _ in range(5)]  # noqa: SLF001
         await eventually(begun.is_set, "a statement")

@@ -151,10 +151,9 @@ async def test_no_values_travel(saver: Saver) -> None:
         at = await put(saver, at, f"{number:02}", a=[*LARGE, number])
     with statements() as seen:
         await saver.acopy_thread("a thread", "a copy", checkpoint_id="20")
-    assert len(seen) <= 14
+    assert len(seen) <= 15
     for one in seen:
-        sent = [value for value in one.parameters[0] if isinstance(value, bytes)]
-        assert all(len(value) == 20 for value in sent)  # digests
+        assert not any(isinstance(value, bytes) for value in one.parameters[0])
 
 
 @pytest.mark.parametrize("checkpoint_id", [None, "1"])

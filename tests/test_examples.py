@@ -101,7 +101,7 @@ def assert_tables_printed(output: str) -> None:
     assert re.search(r"^ 9 .* 8 +7 +loop +\(end\) +8: Done. Booked: 07:12", output, re.MULTILINE)
     assert re.search(r"^ 10 .* 2 +1 +update +model +1: Take me to Turin", output, re.MULTILINE)
     assert "the agent's answer: Done. Not booked: 07:12 to Turin." in output
-    for table in ("checkpoints", "chunks", "threads", "writes"):
+    for table in ("checkpoints", "segments", "threads", "writes"):
         sizes = re.findall(rf"checkpointer_{table} +([\d,]+) +([\d,]+)", output)
         assert len(sizes) == 1, table
         assert sizes[0][0] != "0", table

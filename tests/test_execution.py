@@ -150,15 +150,18 @@ async def test_every_statement_gives_what_sqlalchemy_gives(saver: Saver, two_way
 ALTERNATIVES = {
     f"{name} 0"
     for name in (
-        "epochs_and_touch",
-        "put_chunk",
+        "set_thread",
+        "states_and_touch",
+        "put_segment",
         "put_checkpoint",
         "put_write",
         "put_special_write",
-        "chunks",
+        "copy_segment",
+        "delete_new_thread",
+        "stream",
     )
 }
-"""Statements that only one of the databases needs."""
+"""Statements that only one of the databases needs, or that only some stores need."""
 
 
 def _some_of_each(seen: Sequence[Call]) -> Iterator[Call]:
@@ -208,13 +211,18 @@ def write_row(number: int, **values: Any) -> dict[str, Any]:
         "task_path": "",
         "channel": "ü",
         "data": b"",
-        "chunked": False,
+        "sliced": False,
         **values,
     }
 
 
-def thread_row(number: int, at: datetime = NOW, epoch: int = 1) -> dict[str, Any]:
-    return {"thread_id": f"{number}", "epoch": epoch, "created_at": at, "updated_at": at}
+def segment_row(number: int, data: object) -> dict[str, Any]:
+    place = {"thread_id": "x", "stream_id": 1 << 62, "start": number, "stop": number + 1}
+    return {**place, "data": data}
+
+
+def thread_row(number: int, at: datetime = NOW, state: int = 1) -> dict[str, Any]:
+    return {"thread_id": f"{number}", "state": state, "created_at": at, "updated_at": at}
 
 
 class TestTypes:
@@ -248,27 +256,27 @@ class TestTypes:
         data = bytes(range(256)) * 9
 
         def work(connection: Connection) -> Any:
-            rows = [{"thread_id": "x", "digest": bytes([n]), "data": made(data)} for n in range(3)]
-            connection.execute(queries.put_chunk, *rows)
-            given = {"thread_ids": ["x"], "digests": [row["digest"] for row in rows]}
-            return comparable(connection.fetch(queries.chunks, given))
+            rows = [segment_row(n, made(data)) for n in range(3)]
+            connection.execute(queries.put_segment, *rows)
+            given = {"thread_id": "x", "stream_id": 1 << 62}
+            return comparable(connection.fetch(queries.stream, given))
 
         found = await two_ways.same(work)
-        assert [values for _, values in found] == [
-            [(bytes, bytes([n])), (bytes, data)] for n in range(3)
+        assert [values[2:] for _, values in found] == [
+            [(int, n), (int, n + 1), (bytes, data)] for n in range(3)
         ]
 
     async def test_booleans_and_numbers(self, two_ways: TwoWays, queries: Queries) -> None:
         def work(connection: Connection) -> Any:
-            rows = [write_row(n, chunked=bool(n % 2), idx=n - 2) for n in range(4)]
+            rows = [write_row(n, sliced=bool(n % 2), idx=n - 2) for n in range(4)]
             connection.execute(queries.put_write, *rows)
-            some = connection.fetch(queries.chunked_writes, {"thread_id": "a thread"})
+            some = connection.fetch(queries.sliced_writes, {"thread_id": "a thread"})
             exists = connection.fetch(queries.any_rows, {"thread_id": "a thread"})
             return comparable(some), comparable(exists), content(connection)
 
         some, exists, _ = await two_ways.same(work)
         assert len(some) == 2
-        assert [value for _, value in exists[0][1]] == [False, True]
+        assert [value for _, value in exists[0][1]] == [False, True, False]
 
     async def test_moments(self, two_ways: TwoWays, queries: Queries) -> None:
         moments = [NOW, NOW.astimezone(timezone(timedelta(hours=5.5))), NOW.replace(microsecond=0)]
@@ -278,7 +286,7 @@ class TestTypes:
             connection.execute(queries.touch_thread, *rows)
             connection.execute(queries.touch_thread, rows[1])
             given = {"thread_ids": ["0", "1", "2"], "touched_after": NOW, "now": NOW}
-            return comparable(connection.fetch(queries.epochs_and_touch, given)), content(
+            return comparable(connection.fetch(queries.states_and_touch, given)), content(
                 connection
             )
 
@@ -303,36 +311,25 @@ class TestTypes:
             connection.execute(queries.orphan_checkpoints, children)
             where = {"thread_id": "a thread", "checkpoint_ns": ""}
             latest = connection.fetch(queries.latest_checkpoint, where)
-            connection.execute(queries.touch_thread, thread_row(1, epoch=5))
-            connection.execute(queries.raise_epoch, {"of_thread": "1"})
-            epochs = connection.fetch(queries.epochs, {"thread_ids": ["1"]})
-            return comparable(latest), comparable(epochs), content(connection)
+            connection.execute(queries.touch_thread, thread_row(1, state=5))
+            connection.execute(queries.set_state, {"of_thread": "1", "new_state": 6})
+            states = connection.fetch(queries.states, {"thread_ids": ["1"]})
+            return comparable(latest), comparable(states), content(connection)
 
-        latest, epochs, _ = await two_ways.same(work)
+        latest, states, _ = await two_ways.same(work)
         assert len(latest) == 1
         assert latest[0][1][2:4] == [(str, "0003"), (type(None), None)]
-        assert epochs[0][1][1] == (int, 6)
+        assert states[0][1][1] == (int, 6)
 
     @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 1000])
     async def test_lists(self, two_ways: TwoWays, queries: Queries, count: int) -> None:
-        digests = [n.to_bytes(2, "big") for n in range(count)]
-
         def work(connection: Connection) -> Any:
             connection.execute(queries.touch_thread, *map(thread_row, range(0, 1200, 2)))
-            rows = [{"thread_id": "x", "digest": d, "data": d} for d in digests[::3]]
-            rows.append({"thread_id": "x", "digest": b"another", "data": b""})
-            connection.execute(queries.put_chunk, *rows)
-            given = {"thread_ids": ["x", "y", "z"][:count], "digests": digests}
-            return (
-                comparable(
-                    connection.fetch(queries.epochs, {"thread_ids": [*map(str, range(count))]})
-                ),
-                comparable(connection.fetch(queries.chunks, given)),
-            )
+            given = {"thread_ids": [*map(str, range(count))]}
+            return comparable(connection.fetch(queries.states, given))
 
-        threads, found = await two_ways.same(work)
+        threads = await two_ways.same(work)
         assert len(threads) == (count + 1) // 2
-        assert len(found) == len(digests[::3])
 
     async def test_lists_of_changes(self, two_ways: TwoWays, queries: Queries) -> None:
         def work(connection: Connection) -> Any:
@@ -366,7 +363,7 @@ class TestCompiled:
     )
     def test_a_list_is_filled_up_to_a_power_of_two(self, count: int, bound: int) -> None:
         names = [str(n) for n in range(count)]
-        sql, values = compiled(queries_for("sqlite").epochs).bound({"thread_ids": names})
+        sql, values = compiled(queries_for("sqlite").states).bound({"thread_ids": names})
         assert sql.count("?") == len(values) == bound
         assert values[:count] == names
         assert set(values) == set(names)
@@ -394,7 +391,7 @@ class TestCompiled:
         assert len(values) <= 32_766  # SQLITE_MAX_VARIABLE_NUMBER since 3.32
 
     def test_a_statement_is_compiled_once_for_a_dialect(self) -> None:
-        statement, dialect = queries_for("sqlite").chunks, aiosqlite_dialect()
+        statement, dialect = queries_for("sqlite").states, aiosqlite_dialect()
         assert compiled_for(statement, dialect) is compiled_for(statement, dialect)
 
     # SQLAlchemy itself keeps the dialects of the last 128 engines of PostgreSQL.

@@ -27,7 +27,6 @@ from checkpointer import (
     create_saver,
     puts,
 )
-from checkpointer.records import Namespace
 
 THREAD = config()
 
@@ -127,18 +126,17 @@ async def test_a_batch_that_the_database_leaves_out_is_an_error(
     saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(saver, THREAD, "1")
-    execute_at_once = puts._execute_at_once  # noqa: SLF001
     tries: list[int] = []
 
-    def not_held(*args: Any) -> tuple[dict[str, int], bool]:
+    def refused(*_: Any) -> puts.Stored:
         tries.append(1)
-        assert len(tries) < 5
-        return execute_at_once(*args)[0], False
+        return puts.Stored({}, set())
 
     with monkeypatch.context() as patch:
-        patch.setattr(puts, "_execute_at_once", not_held)
-        with pytest.raises(DatabaseError, match="refused 1 puts"):
+        patch.setattr(puts, "_put_at_once", refused)
+        with pytest.raises(DatabaseError, match="refused a put under the state"):
             await put(saver, THREAD, "2")
+    assert len(tries) == 3
 
 
 @pytest.mark.parametrize("name", ["missing/x.db", "junk.db"])
@@ -161,7 +159,7 @@ def test_a_sync_call_while_the_loop_stands_still_is_refused(migrated_url: str) -
         runner.run(saver.aclose())
 
 
-async def test_a_database_that_is_away_fails_a_batch_at_once_and_is_not_trusted_after(
+async def test_a_database_that_is_away_fails_a_batch_at_once(
     saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(saver, THREAD, "1")
@@ -184,7 +182,6 @@ async def test_a_database_that_is_away_fails_a_batch_at_once_and_is_not_trusted_
     # Where single threads may be held, each is tried once more by itself.
     apart = len(puts) if backend.database.dialect.locks_rows else 0
     assert len(tries) <= 2 + apart
-    assert backend.store.last.get(Namespace("a thread", "")) is None
 
 
 async def test_the_writer_works_in_no_callers_context(

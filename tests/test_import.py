@@ -34,11 +34,11 @@ from checkpointer import (
     TransferReport,
     UnknownThreadError,
     create_saver,
+    holdings,
     import_official,
     importing,
     intake,
     moving,
-    soundness,
 )
 from checkpointer.serde import LosslessSerializer
 
@@ -656,7 +656,7 @@ async def test_no_more_than_a_page_of_writes_is_held_at_once(
             where = await source.aput(config(), checkpoint(f"{number:02}", {}), {}, {})
             await source.aput_writes(where, [(channel, noise(number, 20_000))], "task")
         monkeypatch.setattr(importing, "PAGE_BYTES", 50_000)
-        monkeypatch.setattr(soundness, "CHUNKS", 4)
+        monkeypatch.setattr(holdings, "BYTES", 30_000)
         with sizes_read(monkeypatch) as sizes:
             assert (await import_official(url, saver)).writes == 12
         assert await history(saver) == await history(source)
@@ -677,3 +677,23 @@ async def test_what_was_imported_encrypted_is_found_equal(migrated_url: str, siz
         await source.aput_writes(where, [("__resume__", ["q" * size, "more"])], "task")
         assert (await saver.aimport_from(source)).writes == 1
         assert await history(saver) == await history(source)
+
+
+@pytest.mark.parametrize("public", [False, True])
+async def test_bytes_that_checkpoints_and_writes_share_are_stored_once(
+    saver: Saver, new_database_url: Callable[[], str], *, public: bool
+) -> None:
+    """Though nothing tells of a value that it goes on from another."""
+    url, where, long = new_database_url(), config(), noise(1, 300_000)
+    async with official(url) as source:
+        for number in range(12):
+            end = 20_000 * (number + 1)
+            one = checkpoint(f"{number:02}", {"a": long[:end]})
+            where = await source.aput(where, one, {}, one["channel_versions"])
+            for task in ("a task", "another task"):
+                await source.aput_writes(where, [("a", long[end : end + 20_000])], task)
+        moved = await (saver.aimport_from(source) if public else import_official(url, saver))
+        assert await history(saver) == await history(source)
+    found = await saver.averify()
+    assert (moved.checkpoints, moved.writes, found.problems) == (12, 24, ())
+    assert found.bytes < 290_000  # of 2 MB; the last write is nowhere else

@@ -25,8 +25,8 @@ from checkpointer import (
     create_saver,
     tables,
 )
-from checkpointer.chunking import Tree
 from checkpointer.manifest import Value, decode_manifest, decode_value
+from checkpointer.slices import Layout
 
 Saver = AsyncSQLAlchemySaver
 
@@ -106,7 +106,11 @@ async def stored_bytes(saver: Saver, thread: str) -> int:
     }
     total = 0
     async with saver.engine.connect() as connection:
-        for column, table in (("manifest", "checkpoints"), ("data", "writes"), ("data", "chunks")):
+        for column, table in (
+            ("manifest", "checkpoints"),
+            ("data", "writes"),
+            ("data", "segments"),
+        ):
             sql = f"SELECT {column} FROM checkpointer_{table} WHERE thread_id = :thread"
             rows = await connection.execute(sa.text(sql), {"thread": thread})
             total += sum(len(bytes(data)) for (data,) in rows)
@@ -265,7 +269,7 @@ def logical_bytes(url: str) -> int:
         assert isinstance(data, bytes)
         values.append(decode_value(data))
     contents = [value.content for value in values]
-    return sum(one.size if isinstance(one, Tree) else len(one) for one in contents)
+    return sum(one.size if isinstance(one, Layout) else len(one) for one in contents)
 
 
 async def test_statistics_of_nothing_are_zero(saver: Saver) -> None:
@@ -296,7 +300,7 @@ async def test_what_is_damaged_counts_its_own_bytes_only(saver: Saver, database_
     execute(database_url, f"UPDATE checkpointer_writes SET data = {broken}")
     found = await saver.astats()
     assert found.logical_bytes == 0 < before.logical_bytes
-    assert found.tables["chunks"] == before.tables["chunks"]
+    assert found.tables["segments"] == before.tables["segments"]
     assert found.tables["writes"].bytes == 1
 
 

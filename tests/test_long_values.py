@@ -1,32 +1,35 @@
-"""Long values: what stays the same is neither cut nor sent again, and nobody can tell.
+"""Long values: what stays the same is neither cut nor sent again, whatever a process remembers.
 
-A value cut with the help of the one before has the chunks that it has without; whatever is not
-known to be stored is sent.
+How much is stored depends on what is stored already, and never on a cache; whatever is refused is
+made again of the same bytes.
 """
 
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from model import digests, rows_of
-from storing import config, put
+from model import rows_of
+from storing import assert_no_garbage, checkpoint, config, put, statements, stored_bytes
 
-from checkpointer import AsyncSQLAlchemySaver, backend, chunking, create_saver
-from checkpointer.cache import ENTRY_OVERHEAD, ChunkCache
-from checkpointer.chunking import HEAD_SIZE, Cut, Tree, assemble, cut, split
+from checkpointer import AsyncSQLAlchemySaver, backend, create_saver, sharing, tables
+from checkpointer.basis import New
+from checkpointer.manifest import Value, decode_manifest, decode_value
 from checkpointer.records import Namespace, Put
-from checkpointer.store import Store
-from checkpointer.tables import checkpoints, chunks
+from checkpointer.slices import Hash, Slice
 
 NOISE = random.Random(31).randbytes(400_000)  # noqa: S311 - a test's data, not a secret
 THREAD = config()
+
+Saver: TypeAlias = AsyncSQLAlchemySaver
 
 
 def text(number: int) -> str:
@@ -34,180 +37,156 @@ def text(number: int) -> str:
     return f"{number}: {NOISE[number * 500 : number * 500 + 500].hex()}"
 
 
-def noise(start: int, size: int) -> bytes:
-    return NOISE[start : start + size]
-
-
-def zeros(start: int, size: int) -> bytes:
-    del start
-    return bytes(size)
-
-
-def repeated(start: int, size: int) -> bytes:
-    unit = NOISE[start : start + 1 + start % 3_000]
-    return (unit * (size // len(unit) + 1))[:size]
-
-
-pieces = st.builds(
-    lambda kind, start, size: kind(start, size),
-    st.sampled_from([noise, noise, zeros, repeated]),
-    st.integers(0, 100_000),
-    st.sampled_from([0, 1, 2, 40, 700, 3_000, 30_000]) | st.integers(0, 9_000),
-)
-
-
-def edited(before: Cut, edit: tuple[int, int | None, bytes, int]) -> bytes:
-    """Other bytes made of some that were cut.
-
-    Args:
-        before: The bytes.
-        edit: The place, or a chunk and how far before its end; what is inserted there; and how many
-            bytes are removed there, 0 for all.
-    """
-    where, before_end, inserted, removed = edit
-    data, ends = before.data, before.levels[0].ends
-    at = where % (len(data) + 1)
-    if before_end is not None:
-        at = ends[where % len(ends)] - before_end
-    rest = data[at + removed :] if removed else b""
-    return (data[:at] + inserted + rest).ljust(HEAD_SIZE + 1, b"x")
-
-
-edits = st.lists(
-    st.tuples(
-        st.integers(0, 1 << 20),
-        st.none() | st.integers(-1, 1),
-        pieces,
-        st.sampled_from([0, 0, 1, 999]),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-def content(one: Cut) -> tuple[Any, ...]:
-    levels = [(level.digests, level.ends) for level in one.levels]
-    return (one.data, one.tree, levels, one.digests)
-
-
-@given(pieces, edits)
-def test_cutting_with_the_value_before_is_cutting_in_full(start: bytes, steps: Any) -> None:
-    one, known = cut(start.ljust(HEAD_SIZE + 1, b"x"))
-    for step in steps:
-        data = edited(one, step)
-        full, all_chunks = cut(data)
-        one_more, new = cut(data, one)
-        assert content(one_more) == content(full)
-        assert new.items() <= all_chunks.items()
-        assert all_chunks.keys() - new.keys() <= one.digests
-        assert split(data) == (full.tree, all_chunks)
-        known |= new
-        one = assemble(one_more.tree, known)
-        assert content(one) == content(full)
-
-
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all chunks that are hashed from here on."""
-    sizes: list[int] = []
-    original = chunking.digest_of
-
-    def count(data: bytes | memoryview) -> bytes:
-        sizes.append(len(data))
-        return original(data)
-
-    monkeypatch.setattr(chunking, "digest_of", count)
-    return sizes
-
-
-@pytest.mark.parametrize(
-    ("change", "most"),
-    [
-        (lambda data: data, 12),
-        (lambda data: data + b"one more", 12),
-        (lambda data: data[:-5_000], 12),
-        (lambda data: b"another length.." + data[HEAD_SIZE:], 12),
-        (lambda data: data[:200_000] + b"a word" + data[200_000:], 250),
-    ],
-)
-def test_only_what_follows_the_first_difference_is_hashed(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], most: int
-) -> None:
-    before, known = cut(NOISE)
-    sizes = hashed(monkeypatch)
-    after, new = cut(change(NOISE), before)
-    assert 0 < len(sizes) <= most < len(known)
-    assert len(new) <= len(sizes)
-    assert after.digests <= known.keys() | new.keys()
-
-
-def test_a_tree_can_become_as_small_as_it_likes_and_as_large() -> None:
-    before: Cut | None = None
-    depths = []
-    for size in (400_000, 100_000, 10_000, 17, 10_000, 100_000, 400_000, 30_000):
-        before = cut(NOISE[:size], before)[0]
-        assert before.tree == split(NOISE[:size])[0]
-        depths.append(before.tree.depth)
-    assert set(depths) == {0, 1, 2}
-
-
-def whole(number: int, size: int) -> Cut:
-    return cut(NOISE[number : number + size])[0]
-
-
-def cost(one: Cut) -> int:
-    return len(one.data) + ENTRY_OVERHEAD * (1 + len(one.digests))
-
-
-def test_a_cache_holds_whole_values_beside_chunks() -> None:
-    one, other = whole(0, 5_000), whole(1, 5_000)
-    cache = ChunkCache(1 << 20)
-    cache.put_cuts([one], [])
-    cache.put_many([(b"digest", b"data")])
-    assert cache.get_cut(one.tree) is one
-    assert cache.get_cut(other.tree) is None
-    assert cache.size == cost(one) + len(b"data") + ENTRY_OVERHEAD
-    cache.put_cuts([other], [one.tree, whole(2, 5_000).tree])
-    assert cache.get_cuts([one.tree, other.tree]) == {other.tree: other}
-    cache.put_cuts([other], [])
-    assert cache.size == cost(other) + len(b"data") + ENTRY_OVERHEAD
-
-
-def test_a_value_that_would_fill_the_cache_alone_is_not_kept() -> None:
-    cache = ChunkCache(4_000)
-    cache.put_many([(b"digest", b"data")])
-    cache.put_cuts([whole(0, 5_000)], [])
-    assert cache.get_many([b"digest"]) == {b"digest": b"data"}
-    assert cache.size == len(b"data") + ENTRY_OVERHEAD
-
-
-steps = st.lists(
-    st.tuples(
-        st.lists(st.integers(0, 9), max_size=2),
-        st.lists(st.integers(0, 9), max_size=2),
-        st.lists(st.integers(0, 9), max_size=4),
-    ),
-    max_size=30,
-)
-
-
-@given(st.integers(0, 40_000), steps)
-def test_a_cache_keeps_its_bound_with_whole_values_in_it(
-    max_bytes: int, actions: list[tuple[list[int], list[int], list[int]]]
-) -> None:
-    cache = ChunkCache(max_bytes)
-    values = [whole(n, 500 + 2_000 * n) for n in range(10)]
-    for putting, replaced, numbers in actions:
-        cache.put_cuts((values[n] for n in putting), (values[n].tree for n in replaced))
-        cache.put_many((bytes([n]) * 20, bytes(n * 300)) for n in numbers)
-        assert 0 <= cache.size <= max_bytes
-    trees: list[Tree] = [value.tree for value in values]
-    left = cache.get_many(bytes([n]) * 20 for n in range(10))
-    expected = sum(cost(one) for one in cache.get_cuts(trees).values())
-    assert cache.size == expected + sum(len(data) + ENTRY_OVERHEAD for data in left.values())
-
-
 def longer(messages: list[str], count: int) -> list[str]:
     return messages + [text(len(messages) + n) for n in range(count)]
+
+
+def size_of(url: str, thread: str = "a thread") -> int:
+    """How many bytes of values a thread has stored, before compression."""
+    return sum(
+        stop - start
+        for (name, _), intervals in stored_bytes(url).items()
+        for start, stop in intervals
+        if name == thread
+    )
+
+
+async def latest(saver: Saver, where: RunnableConfig = THREAD) -> Any:
+    """The values of a namespace's latest checkpoint."""
+    found = await saver.aget_tuple(where)
+    assert found is not None
+    return found.checkpoint["channel_values"]
+
+
+def forget(saver: Saver, what: str, thread: str = "a thread") -> None:
+    """Take from a saver's memory, as a full one would, or another process."""
+    store = saver._backend.store  # noqa: SLF001
+    if what in {"values", "all"}:
+        most, store.contents.max_bytes = store.contents.max_bytes, 0
+        store.contents.put(thread, [])
+        store.contents.max_bytes = most
+    if what == "some":
+        for key in list(store.contents._wholes)[::2]:  # noqa: SLF001
+            store.contents._drop(key)  # noqa: SLF001
+    if what in {"last", "all"} and (known := store.memory.get(thread)) is not None:
+        store.memory.forget(thread, known)
+
+
+FORGOTTEN = ["", "", "values", "some", "last", "all"]
+
+
+@pytest.fixture
+def worked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many bytes are hashed and cut from here on."""
+    counts = {"hashed": 0, "cut": 0}
+    after, cut = Hash.after, sharing._cut  # noqa: SLF001
+
+    def hashing(self: Hash, data: bytes | memoryview) -> Hash:
+        counts["hashed"] += len(data)
+        return after(self, data)
+
+    def cutting(data: bytes, start: int, stop: int) -> Iterable[tuple[bytes, int, int]]:
+        counts["cut"] += stop - start
+        return cut(data, start, stop)
+
+    monkeypatch.setattr(Hash, "after", hashing)
+    monkeypatch.setattr(sharing, "_cut", cutting)
+    return counts
+
+
+async def test_an_append_hashes_and_stores_its_own_bytes_and_cuts_none(
+    saver: Saver, migrated_url: str, worked: dict[str, int]
+) -> None:
+    messages = longer([], 200)
+    at = await put(saver, THREAD, "1", messages=messages)
+    before = size_of(migrated_url)
+    worked.update(hashed=0, cut=0)
+
+    for number in range(2, 7):
+        messages = longer(messages, 1)
+        at = await put(saver, at, f"{number}", messages=messages)
+
+    added = sum(len(one) + 3 for one in messages[200:])
+    assert size_of(migrated_url) == before + added
+    assert worked == {"hashed": added, "cut": 0}
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN[1:])
+async def test_an_edit_cuts_what_it_may_have_changed_and_stores_what_it_has(
+    saver: Saver, migrated_url: str, worked: dict[str, int], forgotten: str
+) -> None:
+    messages = longer([], 200)
+    at = await put(saver, THREAD, "1", messages=messages)
+    before = size_of(migrated_url)
+    worked.update(hashed=0, cut=0)
+
+    forget(saver, forgotten)
+    edited = [*messages[:100], "edited", *messages[101:]]
+    at = await put(saver, at, "2", messages=edited)
+    assert size_of(migrated_url) <= before + 10
+    assert worked["cut"] == 0  # what is equal in front and behind is found by looking at it
+
+    moved = [*edited[150:], *edited[:150]]
+    await put(saver, at, "3", messages=moved)
+    assert size_of(migrated_url) <= before + 200
+    assert await latest(create_saver(saver.engine)) == {"messages": moved}
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN[1:])
+async def test_what_has_not_changed_is_not_sent_again(
+    saver: Saver, migrated_url: str, forgotten: str
+) -> None:
+    """Neither what keeps its version, nor what is equal under another, or in another channel."""
+    values: dict[str, Any] = {"messages": longer([], 60), "document": NOISE[:50_000]}
+    at = await put(saver, THREAD, "1", **values)
+    before = stored_bytes(migrated_url)
+    forget(saver, forgotten)
+
+    kept: Any = checkpoint("2", values)
+    kept["channel_versions"] = {name: f"1.{name}" for name in values}
+    at = await saver.aput(at, kept, {}, {})
+    forget(saver, forgotten)
+    at = await put(saver, at, "3", **values)
+    forget(saver, forgotten)
+    await saver.aput_writes(at, [("messages", values["messages"])], "a task")
+    forget(saver, forgotten)
+    await put(saver, at, "4", copied=values["document"], messages=values["messages"])
+
+    assert stored_bytes(migrated_url) == before
+    reader = create_saver(saver.engine)
+    found = await reader.aget_tuple(config(checkpoint_id="3"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == values
+    assert found.pending_writes == [("a task", "messages", values["messages"])]
+    assert await latest(reader) == {"messages": values["messages"], "copied": values["document"]}
+
+
+async def test_a_value_of_another_thread_is_not_used(saver: Saver, migrated_url: str) -> None:
+    messages = longer([], 60)
+    await put(saver, config("another"), "1", messages=messages)
+    await put(saver, THREAD, "1", messages=messages)
+    assert size_of(migrated_url) == size_of(migrated_url, "another") > 60_000
+    await saver.adelete_thread("another")
+    assert await latest(create_saver(saver.engine)) == {"messages": messages}
+    assert_no_garbage(migrated_url)
+
+
+async def test_a_long_write_is_stored_once_with_the_checkpoint_that_takes_it(
+    saver: Saver, migrated_url: str
+) -> None:
+    """So is a subgraph's copy of its parent's list."""
+    messages = longer([], 60)
+    at = await put(saver, THREAD, "1", messages=messages)
+    await saver.aput_writes(at, [("messages", [NOISE[:40_000].hex()])], "a task")
+    before = size_of(migrated_url)
+    messages = [*messages, NOISE[:40_000].hex()]
+    inner = config(checkpoint_ns="inner:1")
+    await put(saver, inner, "2", {"parents": {"": "1"}}, messages=longer(messages, 1))
+    assert before < size_of(migrated_url) <= before + 1_300 + 80_100
+    before = size_of(migrated_url)
+    await put(saver, at, "3", messages=messages)
+    assert size_of(migrated_url) <= before + 100
+    assert await latest(create_saver(saver.engine)) == {"messages": messages}
 
 
 def change(messages: list[str], how: str, number: int) -> list[str]:
@@ -224,44 +203,77 @@ def change(messages: list[str], how: str, number: int) -> list[str]:
     return messages
 
 
+Change: TypeAlias = tuple[str, int, bool, str]
+
 histories = st.lists(
     st.tuples(
         st.sampled_from(["append", "append", "edit", "forget the oldest", "take back", "nothing"]),
         st.integers(0, 1 << 20),
-        st.sampled_from(["", "", "chunks", "values", "some", "last"]),
+        st.booleans(),
+        st.sampled_from(FORGOTTEN),
     ),
     min_size=1,
     max_size=8,
 )
 
 
-def forget(saver: AsyncSQLAlchemySaver, what: str) -> None:
-    """Take from a saver's memory, as a full cache would."""
-    store = saver._backend.store  # noqa: SLF001
-    entries = store.cache._chunks  # noqa: SLF001
-    for n, key in enumerate(list(entries)):
-        if (what == "some" and n % 3) or what == ("values" if isinstance(key, Tree) else "chunks"):
-            entries.move_to_end(key, last=False)
-            store.cache.max_bytes = store.cache.size - 1
-            store.cache.put_many([])
-    store.cache.max_bytes = 1 << 26
-    if what == "last":
-        store.last.clear()
-
-
 async def history(
-    saver: AsyncSQLAlchemySaver, thread: str, changes: list[tuple[str, int, str]]
+    saver_for: Callable[[str], Awaitable[Saver]], thread: str, changes: list[Change]
 ) -> list[list[str]]:
-    """Put the states of a conversation, one on top of the other, and return them."""
+    """Put the states of a conversation, one on top of the other, and return them.
+
+    Args:
+        saver_for: The saver of a put, told what is to be forgotten before.
+        thread: The thread.
+        changes: How the states differ.
+    """
     at, states = config(thread), [longer([], 40)]
-    for how, number, _ in changes:
+    for how, number, *_ in changes:
         states.append(change(states[-1], how, number))
-    for n, (state, (_, _, forgotten)) in enumerate(
-        zip(states, [("", 0, ""), *changes], strict=True)
-    ):
-        forget(saver, forgotten)
-        at = await put(saver, at, f"{n}", messages=state, noise=NOISE[: 9_000 + n])
+    for n, (_, _, writes, forgotten) in enumerate([("", 0, False, ""), *changes]):
+        saver = await saver_for(forgotten)
+        values = {"messages": states[n], "noise": NOISE[: 9_000 + n], "same": NOISE[:5_000]}
+        new: Any = checkpoint(f"{n}", values)
+        new["channel_versions"]["same"] = "1"
+        at = await saver.aput(at, new, {}, {})
+        if writes:
+            saver = await saver_for(forgotten)
+            written = [("messages", [text(400 + n) * 6]), ("noise", NOISE[: 9_000 + n] * 2)]
+            await saver.aput_writes(at, written, "a task")
     return states
+
+
+async def stored(saver: Saver, thread: str) -> tuple[Any, ...]:
+    """All that a thread has stored, its streams numbered as they come."""
+    numbers: dict[int, int] = {}
+
+    def named(value: Value) -> object:
+        layout = value.layout()
+        if layout is None:
+            return value
+        return (
+            value.type,
+            layout.checksum,
+            [
+                (numbers.setdefault(part.stream, len(numbers)), *part[1:])
+                if isinstance(part, Slice)
+                else part
+                for part in layout.parts
+            ],
+        )
+
+    c, w, s = tables.checkpoints.c, tables.writes.c, tables.segments.c
+    statement = sa.select(c.manifest).where(c.thread_id == thread).order_by(c.checkpoint_id)
+    manifests = [decode_manifest(row.manifest) for row in await rows_of(saver, statement)]
+    found = [[named(value) for value in manifest.values()] for manifest in manifests]
+    statement = sa.select(w.data).where(w.thread_id == thread).order_by(w.checkpoint_id, w.idx)
+    writes = [named(decode_value(row.data)) for row in await rows_of(saver, statement)]
+    held: Any = sa.select(s.stream_id, s.start, s.stop, s.data).where(s.thread_id == thread)
+    rows = [
+        (numbers.setdefault(stream, len(numbers)), *row)
+        for stream, *row in await rows_of(saver, held)
+    ]
+    return found, writes, sorted(rows)
 
 
 @pytest.fixture
@@ -273,30 +285,32 @@ def run() -> Any:
 def test_a_saver_that_remembers_stores_the_same_as_one_that_does_not(
     migrated_url: str, run: Callable[[Awaitable[Any]], Any]
 ) -> None:
-    saver, cold = create_saver(migrated_url), create_saver(migrated_url, cache_bytes=0)
+    warm, cold = create_saver(migrated_url), create_saver(migrated_url, cache_bytes=0)
 
     @given(histories)
-    def agree(changes: list[tuple[str, int, str]]) -> None:
+    def agree(changes: list[Change]) -> None:
+        async def remembering(forgotten: str) -> Saver:
+            forget(warm, forgotten, "warm")
+            return warm
+
+        async def remembering_no_value(_: str) -> Saver:
+            return cold
+
+        async def new(_: str) -> Saver:
+            return create_saver(warm.engine)
+
         async def compare() -> None:
-            states = await history(saver, "warm", changes)
-            cold._backend.store.last.clear()  # noqa: SLF001
-            await history(cold, "cold", changes)
-            rows = sa.select(checkpoints.c["manifest"]).order_by("checkpoint_id")
-            named = sa.select(chunks.c["digest"]).order_by("digest")
-            for stored in (rows, named):
-                warm, plain = [
-                    await rows_of(saver, stored.where(sa.column("thread_id") == thread))
-                    for thread in ("warm", "cold")
-                ]
-                assert warm == plain
-            for reader in (saver, cold):
+            states = await history(remembering, "warm", changes)
+            await history(remembering_no_value, "cold", changes)
+            await history(new, "new", changes)
+            expected = await stored(warm, "warm")
+            assert expected == await stored(warm, "cold") == await stored(warm, "new")
+            for reader in (warm, cold):
                 found = [one async for one in reader.alist(config("warm"))]
                 values = [one.checkpoint["channel_values"]["messages"] for one in found]
                 assert values[::-1] == states
-                latest = await reader.aget_tuple(config("warm"))
-                assert latest is not None
-                assert latest.checkpoint["channel_values"]["messages"] == states[-1]
-            for thread in ("warm", "cold"):
+                assert (await latest(reader, config("warm")))["messages"] == states[-1]
+            for thread in ("warm", "cold", "new"):
                 await cold.adelete_thread(thread)
 
         run(compare())
@@ -304,132 +318,277 @@ def test_a_saver_that_remembers_stores_the_same_as_one_that_does_not(
     try:
         agree()
     finally:
-        run(saver.aclose())
+        run(warm.aclose())
         run(cold.aclose())
 
 
-async def stored_messages(saver: AsyncSQLAlchemySaver) -> Any:
-    """What another process reads."""
-    found = await create_saver(saver.engine).aget_tuple(THREAD)
-    assert found is not None
-    return found.checkpoint["channel_values"]["messages"]
+async def work(saver_for: Callable[[], Saver], thread: str) -> None:
+    """A graph's run with a subgraph and long answers of tools, each of them a write first."""
+    at, inner = config(thread), config(thread, checkpoint_ns="inner:1")
+    messages: list[str] = []
+    for number in range(0, 60, 2):
+        messages = [*messages, text(number)]
+        document = NOISE[:30_000]
+        at = await put(saver_for(), at, f"{number:03}", messages=messages, document=document)
+        parents = {"parents": {"": f"{number:03}"}}
+        inner = await put(saver_for(), inner, f"{number + 1:03}", parents, messages=messages)
+        answer = f"answer {number}: " + text(200 + number) * 8
+        await saver_for().aput_writes(at, [("messages", answer)], "a task")
+        messages = [*messages, answer]
 
 
-async def delete(saver: AsyncSQLAlchemySaver) -> None:
+async def test_how_much_is_stored_never_depends_on_a_cache(saver: Saver, migrated_url: str) -> None:
+    forgetful = create_saver(saver.engine, cache_bytes=0)
+    await work(lambda: saver, "remembering")
+    await work(lambda: forgetful, "forgetful")
+    await work(lambda: create_saver(saver.engine), "new")
+    sizes = [size_of(migrated_url, thread) for thread in ("remembering", "forgetful", "new")]
+    assert sizes == [sizes[0]] * 3
+    assert sizes[0] <= 3.4 * (30_000 + 30 * 1_000 + 30 * 9 * 1_000)
+    assert await stored(saver, "remembering") == await stored(saver, "forgetful")
+    assert await stored(saver, "remembering") == await stored(saver, "new")
+
+
+Rows: TypeAlias = dict[sa.Table, list[dict[str, Any]]]
+
+
+async def all_rows(saver: Saver) -> Rows:
+    """A backup."""
+    return {
+        table: [row._asdict() for row in await rows_of(saver, sa.select(table))]
+        for table in tables.metadata.sorted_tables
+    }
+
+
+async def delete(saver: Saver, backup: Rows) -> None:
     await saver.adelete_thread("a thread")
 
 
-async def prune(saver: AsyncSQLAlchemySaver) -> None:
+async def prune(saver: Saver, backup: Rows) -> None:
     await saver.aprune(["a thread"])
 
 
-async def copy_over(saver: AsyncSQLAlchemySaver) -> None:
-    await put(saver, config("another"), "1", messages=["other"])
+async def copy_over(saver: Saver, backup: Rows) -> None:
+    await put(saver, config("another"), "0", messages=["other"])
     await saver.acopy_thread("another", "a thread")
 
 
-@pytest.mark.parametrize("meanwhile", [delete, prune, copy_over])
-@pytest.mark.parametrize("forgotten", ["", "chunks", "values", "last"])
-async def test_what_another_process_deletes_is_sent_again(
-    saver: AsyncSQLAlchemySaver,
-    meanwhile: Callable[[AsyncSQLAlchemySaver], Awaitable[None]],
-    forgotten: str,
+async def import_over(saver: Saver, backup: Rows) -> None:
+    source = InMemorySaver()
+    new: Any = checkpoint("0", {"messages": longer([], 30), "document": ["imported"]})
+    await source.aput(THREAD, new, {}, new["channel_versions"])
+    await saver.aimport_from(source)
+
+
+async def put_beside(saver: Saver, backup: Rows) -> None:
+    """Two processes that run one thread do so."""
+    at = config(checkpoint_id="1")
+    await put(saver, at, "15", messages=longer([], 70), document=["another"])
+
+
+async def restore(saver: Saver, backup: Rows) -> None:
+    async with saver.engine.begin() as connection:
+        for table, rows in backup.items():
+            await connection.execute(sa.delete(table))
+            if rows:
+                await connection.execute(sa.insert(table), rows)
+
+
+async def restore_nothing(saver: Saver, backup: Rows) -> None:
+    await restore(saver, {table: [] for table in backup})
+
+
+Meanwhile: TypeAlias = Callable[[Saver, Rows], Awaitable[None]]
+
+MEANWHILE: list[Meanwhile] = [
+    delete,
+    prune,
+    copy_over,
+    import_over,
+    put_beside,
+    restore,
+    restore_nothing,
+]
+"""What another process may do to a thread, or to all, under a run."""
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("forgotten", ["", "values", "all"])
+async def test_what_another_process_takes_away_is_stored_again(
+    saver: Saver, meanwhile: Meanwhile, forgotten: str
 ) -> None:
     messages = longer([], 60)
     at = await put(saver, THREAD, "1", messages=messages[:50])
+    backup = await all_rows(saver)
     at = await put(saver, at, "2", messages=messages)
-    await meanwhile(create_saver(saver.engine))
+    await saver.aput_writes(at, [("messages", [text(61) * 9])], "a task")
+    other = create_saver(saver.engine)
+    await meanwhile(other, backup)
     forget(saver, forgotten)
 
     messages = longer(messages, 1)
-    await put(saver, at, "3", messages=messages)
+    at = await put(saver, at, "3", messages=messages)
+    await saver.aput_writes(at, [("messages", messages)], "a task")
 
-    assert await stored_messages(saver) == messages
-    if meanwhile is not copy_over:
-        stored, live = await digests(saver, "a thread")
-        assert live <= stored
+    found = await create_saver(saver.engine).aget_tuple(THREAD)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"messages": messages}
+    assert found.pending_writes == [("a task", "messages", messages)]
+    assert (await other.averify("a thread")).whole
 
 
-async def test_a_put_encoded_before_the_database_was_lost_sends_all(
-    saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Chunks that it left out may be among the commits that a replica has not got."""
-    messages = longer([], 60)
-    at = await put(saver, THREAD, "1", messages=messages)
+def refused(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, before: Callable[[], Awaitable[None]]
+) -> list[Put]:
+    """What a saver hands to its writer from here on; each time, something happens just before."""
+    handed: list[Put] = []
     writer = vars(saver._backend)["_writer"]  # noqa: SLF001
     original = writer.put
 
-    async def lose_first(one: Put) -> None:
-        saver._backend.store.last.clear()  # noqa: SLF001
-        async with saver.engine.begin() as connection:
-            await connection.execute(sa.delete(chunks))
-            await connection.execute(sa.delete(checkpoints))
+    async def put_then(one: Put) -> None:
+        handed.append(one)
+        await before()
         await original(one)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "put", lose_first)
-        await put(saver, at, "2", messages=longer(messages, 1))
-
-    assert await stored_messages(saver) == longer(messages, 1)
+    monkeypatch.setattr(writer, "put", put_then)
+    return handed
 
 
-async def test_an_append_stores_its_end_and_a_warm_read_looks_at_no_chunk(
-    saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+async def test_a_put_that_is_refused_again_and_again_holds_its_thread(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, meanwhile: Meanwhile
 ) -> None:
+    messages = longer([], 60)
+    at = await put(saver, THREAD, "1", messages=messages, document=NOISE[:9_000])
+    backup = await all_rows(saver)
+    at = await put(saver, at, "2", messages=longer(messages, 1), document=NOISE[:9_000])
+    other = create_saver(saver.engine)
+
+    handed = refused(saver, monkeypatch, lambda: meanwhile(other, backup))
+    values: dict[str, Any] = {"messages": longer(messages, 2), "document": NOISE[:9_000]}
+    at = await put(saver, at, "3", **values)
+
+    # A second prune or import changes nothing, and need not refuse anything.
+    least = 1 if meanwhile in {prune, import_over} else backend.TRIES
+    assert least <= len(handed) <= backend.TRIES
+    assert await latest(create_saver(saver.engine)) == values
+    handed.clear()
+    written = longer(messages, 3)
+    await saver.aput_writes(at, [("messages", written)], "a task")
+    assert least <= len(handed) <= backend.TRIES
+    if meanwhile in {prune, copy_over, import_over, put_beside}:  # else 3 is gone once more
+        found = await create_saver(saver.engine).aget_tuple(config(checkpoint_id="3"))
+        assert found is not None
+        assert found.checkpoint["channel_values"] == values
+        assert found.pending_writes == [("a task", "messages", written)]
+    assert (await other.averify("a thread")).whole
+
+
+async def test_a_put_that_was_refused_has_changed_nothing(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = longer([], 60)
+    at = await put(saver, THREAD, "1", messages=messages)
+    other = create_saver(saver.engine)
+    await delete(other, {})
+    before = await all_rows(saver)
+    seen: list[Rows] = []
+    read_basis = saver._backend.store.read_basis  # noqa: SLF001
+
+    def read(_: object, connection: Any, new: New) -> Any:
+        found = [connection.fetch(sa.select(table)) for table in before]
+        seen.append(
+            {
+                table: [row._asdict() for row in rows]
+                for table, rows in zip(before, found, strict=True)
+            }
+        )
+        return read_basis(connection, new)
+
+    monkeypatch.setattr(type(saver._backend.store), "read_basis", read)  # noqa: SLF001
+    await put(saver, at, "2", messages=longer(messages, 1))
+    assert seen == [before]
+    assert await latest(create_saver(saver.engine)) == {"messages": longer(messages, 1)}
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("size", [1, 60], ids=["short", "long"])
+async def test_a_put_that_is_made_again_stores_no_value_of_the_future(
+    saver: Saver, meanwhile: Meanwhile, size: int
+) -> None:
+    """With `durability="async"`, a run goes on and changes the objects that it has put."""
+    other = create_saver(saver.engine)
+    live = {"messages": longer([], size), "document": longer([], size), "kept": longer([], size)}
+    versions: Any = dict.fromkeys(live, "1")
+    first: Any = {**checkpoint("1", dict(live)), "channel_versions": versions}
+    at = await saver.aput(THREAD, first, {}, versions)
+    backup = await all_rows(saver)
+    again: Any = {**first, "id": "2"}
+    at = await saver.aput(at, again, {}, {})
+    live["messages"].append("of the present")
+    live["kept"].append("of the future, before its version tells so")
+    await meanwhile(other, backup)
+
+    versions = {**versions, "messages": "2"}
+    second: Any = {**checkpoint("3", live), "channel_versions": versions}
+    metadata: Any = {"about": longer([], size)}
+    putting = asyncio.create_task(saver.aput(at, second, metadata, {"messages": "2"}))
+    await asyncio.sleep(0)
+    for changed in (*live.values(), metadata["about"]):
+        changed.append("of the future")
+    live["further"] = []
+    at = await putting
+
+    written = longer([], size)
+    if meanwhile in {prune, put_beside, import_over}:  # which leave 3 where it is
+        await meanwhile(other, backup)
+    writing = asyncio.create_task(saver.aput_writes(at, [("messages", written)], "a task"))
+    await asyncio.sleep(0)
+    written.append("of the future")
+    await writing
+
+    found = await create_saver(saver.engine).aget_tuple(THREAD)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {
+        "messages": [*longer([], size), "of the present"],
+        "document": longer([], size),
+        "kept": longer([], size),
+    }
+    assert dict(found.metadata) == {"about": longer([], size)}
+    assert found.pending_writes == [("a task", "messages", longer([], size))]
+    assert (await other.averify("a thread")).whole
+
+
+async def test_a_warm_read_looks_at_no_segment(saver: Saver) -> None:
     messages = longer([], 200)
     at = await put(saver, THREAD, "1", messages=messages)
-    before = len((await digests(saver, "a thread"))[0])
-    sizes = hashed(monkeypatch)
-
     await put(saver, at, "2", messages=longer(messages, 1))
-
-    assert len((await digests(saver, "a thread"))[0]) <= before + 8
-    assert len(sizes) <= 8
-    forget(saver, "chunks")
+    with statements() as seen:
+        assert await latest(saver) == {"messages": longer(messages, 1)}
+    assert not any("checkpointer_segments" in one.sql for one in seen)
     async with saver.engine.begin() as connection:
-        await connection.execute(sa.delete(chunks))
-    found = await saver.aget_tuple(THREAD)
-    assert found is not None
-    assert found.checkpoint["channel_values"] == {"messages": longer(messages, 1)}
+        await connection.execute(sa.delete(tables.segments))
+    assert await latest(saver) == {"messages": longer(messages, 1)}
 
 
-async def test_what_another_process_appends_is_all_that_a_warm_reader_reads(
-    saver: AsyncSQLAlchemySaver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    messages = longer([], 400)
-    at = await put(saver, THREAD, "1", messages=messages)
+async def test_what_another_process_appends_is_read(saver: Saver) -> None:
+    messages = longer([], 100)
+    at = await put(saver, THREAD, "001", messages=messages)
     reader = create_saver(saver.engine)
-    await reader.aget_tuple(THREAD)
-    original, sizes = Store._read_chunks, []  # noqa: SLF001
-
-    def counted(*args: Any, **options: Any) -> dict[bytes, bytes]:
-        read = original(*args, **options)
-        sizes.append(len(read))
-        return read
-
-    monkeypatch.setattr(Store, "_read_chunks", counted)
-    for number in range(2, 8):
+    for number in range(2, 40):
+        assert await latest(reader) == {"messages": messages}
         messages = longer(messages, 1)
-        at = await put(saver, at, f"{number}", messages=messages)
-        found = await reader.aget_tuple(THREAD)
-        assert found is not None
-        assert found.checkpoint["channel_values"] == {"messages": messages}
-        assert 1 <= sum(sizes) <= 8
-        sizes.clear()
+        at = await put(saver, at, f"{number:03}", messages=messages)
 
 
-async def test_only_the_last_of_a_growing_value_is_kept_whole(saver: AsyncSQLAlchemySaver) -> None:
-    cache = saver._backend.store.cache  # noqa: SLF001
+async def test_only_the_last_of_a_growing_value_is_remembered(saver: Saver) -> None:
+    remembered = saver._backend.store.contents._wholes  # noqa: SLF001
     at = THREAD
     for number in range(5):
         at = await put(saver, at, f"{number}", messages=longer([], 60 + number))
-        assert sum(isinstance(key, Tree) for key in cache._chunks) == 1  # noqa: SLF001
-    other = create_saver(saver.engine)
-    await other.aget_tuple(THREAD)
-    await put(saver, at, "6", messages=longer([], 70))
-    await other.aget_tuple(THREAD)
-    entries = other._backend.store.cache._chunks  # noqa: SLF001
-    assert sum(isinstance(key, Tree) for key in entries) == 1
+        assert len(remembered) == 1
+        await saver.aput_writes(at, [("messages", longer([], 70 + number))], "a task")
+        assert len(remembered) == 2
 
 
 class Watching(JsonPlusSerializer):
@@ -472,6 +631,28 @@ async def test_large_values_are_dumped_on_the_loop_and_loaded_off_it(
     assert threading.get_ident() not in serde.loading
 
 
+async def test_a_put_that_has_to_be_read_first_is_laid_out_off_the_loop(
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "OFF_LOOP", 50_000)
+    where: list[bool] = []
+    cut = sharing._cut  # noqa: SLF001
+
+    def cutting(*args: Any) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return cut(*args)
+
+    monkeypatch.setattr(sharing, "_cut", cutting)
+    async with create_saver(migrated_url) as saver:
+        at = await put(saver, THREAD, "1", messages=longer([], 60))
+        forget(saver, "all")
+        turned = longer([], 60)[::-1]
+        await put(saver, at, "2", messages=turned)
+        assert await latest(saver) == {"messages": turned}
+    assert where
+    assert not any(where)
+
+
 async def test_closing_waits_for_a_put_that_is_off_the_loop(
     migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,7 +664,7 @@ async def test_closing_waits_for_a_put_that_is_off_the_loop(
     await saver.aclose()
     await putting
     async with create_saver(migrated_url) as other:
-        assert await stored_messages(other) == longer([], 200)
+        assert await latest(other) == {"messages": longer([], 200)}
 
 
 async def test_a_slow_read_does_not_displace_what_a_run_goes_on_from(
@@ -500,8 +681,8 @@ async def test_a_slow_read_does_not_displace_what_a_run_goes_on_from(
         await put(saver, at, "2", messages=longer([], 61))
         serde.wait.set()
         found = await reading
-        last = saver._backend.store.last.get(Namespace("a thread", ""))  # noqa: SLF001
+        last = saver._backend.store.last(Namespace("a thread", ""))  # noqa: SLF001
     assert found is not None
     assert found.checkpoint["id"] == "1"
     assert last is not None
-    assert last[1].checkpoint_id == "2"
+    assert last.checkpoint_id == "2"

@@ -35,8 +35,8 @@ from model import (
     Removal,
     config,
     conversation,
-    digests,
     filters,
+    garbage,
     id_of,
     ids,
     listed,
@@ -47,12 +47,13 @@ from model import (
     removals,
     rows_of,
     runs,
+    segments_of,
     threads,
     where,
 )
 
 from checkpointer import AsyncSQLAlchemySaver, PruneReport, RetentionPolicy, create_saver
-from checkpointer.tables import checkpoints, chunks, writes
+from checkpointer.tables import checkpoints, segments, writes
 
 pytestmark = pytest.mark.everywhere
 
@@ -87,7 +88,7 @@ class Agreement(RuleBasedStateMachine):
         try:
             assert self.run(self.saver.averify()).whole
             self.run(self._delete_all())
-            for table in (checkpoints, writes, chunks):
+            for table in (checkpoints, writes, segments):
                 assert self._count(table) == 0
         finally:
             self.run(self.saver.aclose())
@@ -148,7 +149,7 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(put=puts, length=st.integers(20, 60), how=st.sampled_from(["run", "prune", "thread"]))
     def put_again_what_was_deleted(self, put: PutCheckpoint, length: int, how: str) -> None:
-        """Put a value whose chunks the saver has stored, and deleted since."""
+        """Put a value whose bytes the saver has stored, and deleted since."""
         # Its id makes it the oldest, which a prune does not keep.
         metadata = put.metadata | {"run_id": "a run of its own"}
         put = replace(put, id="-01", parent=None, metadata=metadata)
@@ -168,7 +169,7 @@ class Agreement(RuleBasedStateMachine):
             self.run(self.saver.adelete_thread(thread))
         else:
             self.run(self.saver.aprune([thread], strategy="delete"))
-        assert self.run(digests(self.saver, thread)) == (set(), set())
+        assert self.run(segments_of(self.saver, thread)) == set()
 
     @rule(source=threads, to=threads)
     def copy(self, source: str, to: str) -> None:
@@ -193,8 +194,7 @@ class Agreement(RuleBasedStateMachine):
         prune = self.saver.aprune(pruned, keep_last=keep_last)
         self.run(self._all([self._reported(prune, planned), *(work(self.saver) for work in works)]))
         for thread in pruned:
-            stored, live = self.run(digests(self.saver, thread))
-            assert stored == live
+            assert not self.run(garbage(self.saver, thread))
 
     @rule(
         keep_last=st.integers(1, 3),
@@ -262,17 +262,17 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(repair=st.booleans())
     def verify(self, *, repair: bool) -> None:
-        """Find nothing damaged, and tell exactly which chunks nothing names."""
-        live_of = {thread: self.run(digests(self.saver, thread)) for thread in THREADS}
+        """Find nothing damaged, and tell exactly which bytes nothing names."""
+        unnamed = {thread: self.run(garbage(self.saver, thread)) for thread in THREADS}
         found = self.run(self.saver.averify(repair=repair))
-        garbage = {
-            (thread, digest.hex())
-            for thread, (stored, live) in live_of.items()
-            for digest in stored - live
+        expected = {
+            (thread, f"stream {stream}, bytes {start} to {stop}")
+            for thread, some in unnamed.items()
+            for stream, start, stop in some
         }
         assert found.whole
-        assert {(one.thread_id, one.digest) for one in found.problems} == garbage
-        assert found.removed == (len(garbage) if repair else 0)
+        assert {(one.thread_id, one.segment) for one in found.problems} == expected
+        assert found.removed == (len(expected) if repair else 0)
 
     @rule()
     def reopen(self) -> None:

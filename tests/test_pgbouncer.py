@@ -20,7 +20,7 @@ from schemas import catalog, query
 from scripted import Durability
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from storing import LARGE, config, operate, put, stored_rows
+from storing import LARGE, config, operate, put, stored_contents
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
@@ -145,7 +145,7 @@ async def test_every_operation_does_what_it_does_without(
     url = new_migrated_url()
     async with create_saver(url) as reference:
         assert found == await operate(reference)
-    assert stored_rows(migrated_url) == stored_rows(url)
+    assert stored_contents(migrated_url) == stored_contents(url)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, StaticPool
-from storing import LARGE, config, operate, put, statements, stored_rows
+from storing import LARGE, config, operate, put, statements, stored_contents
 
 from checkpointer import (
     AsyncSQLAlchemySaver,
     DatabaseError,
     UsageError,
-    chunking,
     create_saver,
     renewal,
+    sharing,
     underlying,
     wire,
     worker,
@@ -89,7 +89,7 @@ async def test_without_a_thread_that_takes_functions_all_operations_work(
     monkeypatch.undo()
     async with create_saver(other) as saver:
         assert found == await operate(saver)
-    assert stored_rows(url) == stored_rows(other)
+    assert stored_contents(url) == stored_contents(other)
 
 
 class TestOneConnectionForAll:
@@ -222,7 +222,7 @@ async def test_a_mode_of_the_drivers(
     async with create_saver(engine) as saver, create_saver(other) as usual:
         assert await operate(saver) == await operate(usual)
     await engine.dispose()
-    assert stored_rows(url) == stored_rows(other)
+    assert stored_contents(url) == stored_contents(other)
 
 
 @on_sqlite
@@ -257,7 +257,7 @@ async def test_without_greenlets_of_sqlalchemys_all_operations_work(
         with statements() as past_sqlalchemy:
             assert await operate(saver) == expected
     assert not past_sqlalchemy
-    assert stored_rows(url) == stored_rows(other)
+    assert stored_contents(url) == stored_contents(other)
 
 
 @on_postgresql
@@ -312,8 +312,8 @@ async def test_a_store_with_other_cut_points_reads_the_same(
     many = [f"message {number}: {number * 7919:050}" for number in range(2000)]
     async with create_saver(migrated_url) as saver:
         await put(saver, THREAD, "1", a=many)
-    before = query(migrated_url, "SELECT count(*) FROM checkpointer_chunks")
-    monkeypatch.setattr(chunking, "FastCDC", lambda *_, **sizes: FastCDC(2048, seed=7, **sizes))
+    before = query(migrated_url, "SELECT count(*) FROM checkpointer_segments")
+    monkeypatch.setattr(sharing, "FastCDC", lambda *_, **sizes: FastCDC(2048, seed=7, **sizes))
     async with create_saver(migrated_url) as saver:
         await put(saver, THREAD, "2", a=[*many, "one more"])
         for number, values in (("1", many), ("2", [*many, "one more"])):
@@ -321,4 +321,4 @@ async def test_a_store_with_other_cut_points_reads_the_same(
             assert found is not None
             assert found.checkpoint["channel_values"] == {"a": values}
         assert (await saver.averify()).whole
-    assert query(migrated_url, "SELECT count(*) FROM checkpointer_chunks") != before
+    assert query(migrated_url, "SELECT count(*) FROM checkpointer_segments") != before

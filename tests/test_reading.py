@@ -60,29 +60,29 @@ async def test_damage_is_named_and_leaves_the_rest_readable(stored: Stored, dama
 )
 async def test_a_damaged_manifest_is_never_swept_round(stored: Stored, change: Any) -> None:
     stored.rows.alter("checkpointer_checkpoints", "manifest", OF_SECOND, change)
-    digests = stored.rows.digests()
+    before = stored.rows.segments()
     async with create_saver(stored.rows.url) as saver:
         with pytest.raises(DamagedDataError, match=r"'a thread'.*checkpoint '2'.*nothing was"):
             await saver.aprune(["a thread"])
         with pytest.raises(DamagedDataError, match=r"'a thread'.*checkpoint '2'.*nothing was"):
             await saver.adelete_for_runs(["run 1"])
-        assert stored.rows.digests() == digests
+        assert stored.rows.segments() == before
         assert await saver.aget_tuple(config(checkpoint_id="1")) is not None
         await saver.adelete_thread("a thread")
         assert await ids(saver.alist(None)) == ["2"]
 
 
-async def test_a_missing_chunk_is_no_matter_while_the_process_remembers_it(
+async def test_a_missing_segment_is_no_matter_while_the_process_remembers_it(
     stored: Stored,
 ) -> None:
     async with create_saver(stored.rows.url) as saver:
         before = await saver.aget_tuple(config(checkpoint_id="2"))
-        stored.rows.execute("DELETE FROM checkpointer_chunks")
+        stored.rows.execute("DELETE FROM checkpointer_segments")
         assert await saver.aget_tuple(config(checkpoint_id="2")) == before
 
 
 async def test_a_thread_says_nothing_of_what_another_one_holds(stored: Stored) -> None:
-    stored.rows.execute("DELETE FROM checkpointer_chunks WHERE thread_id = 'another'")
+    stored.rows.execute("DELETE FROM checkpointer_segments WHERE thread_id = 'another'")
     async with create_saver(stored.rows.url) as saver:
         await put(saver, config("copycat"), "1", messages=noise(0))
         with pytest.raises(DamagedDataError, match="thread 'another'"):
@@ -114,13 +114,13 @@ async def test_a_cold_cache_reads_what_a_warm_one_reads(
 
 
 @contextmanager
-def before_chunks_are_read(action: Callable[[], None]) -> Iterator[list[str]]:
-    """Run an action once, between the read of a checkpoint's row and that of its chunks."""
+def before_segments_are_read(action: Callable[[], None]) -> Iterator[list[str]]:
+    """Run an action once, between the read of a checkpoint's row and that of its segments."""
     ran: list[str] = []
 
     def act(statement: Statement) -> None:
         writing = "INSERT INTO" in statement.sql or "DELETE FROM" in statement.sql
-        if not ran and not writing and "checkpointer_chunks" in statement.sql:
+        if not ran and not writing and "checkpointer_segments" in statement.sql:
             ran.append(statement.sql)
             action()
 
@@ -157,7 +157,7 @@ async def test_a_reader_meets_the_old_state_or_the_new_one(
         other.put(THREAD, _checkpoint("1", messages=noise(1)), {}, {})
         states = [other.get_tuple(asked)]
         async with create_saver(migrated_url) as cold:
-            with before_chunks_are_read(lambda: action(other)) as ran:
+            with before_segments_are_read(lambda: action(other)) as ran:
                 found = await cold.aget_tuple(asked)
             assert ran
         states.append(other.get_tuple(asked))
@@ -173,7 +173,7 @@ async def test_a_list_meets_the_old_state_or_the_new_one(
         other.put(THREAD, _checkpoint("1", messages=noise(1)), {}, {})
         states = [list(other.list(THREAD))]
         async with create_saver(migrated_url) as cold:
-            with before_chunks_are_read(lambda: action(other)) as ran:
+            with before_segments_are_read(lambda: action(other)) as ran:
                 found = [one async for one in cold.alist(THREAD)]
             assert ran
         states.append(list(other.list(THREAD)))

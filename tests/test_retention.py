@@ -121,16 +121,18 @@ async def test_a_report_tells_what_was_freed(saver: Saver) -> None:
     report = await both(partial(saver.aprune, ["a thread", "another"], keep_last=2))
     after = await saver.astats()
     assert report.bytes == before.stored_bytes - after.stored_bytes > 0
-    for name in ("checkpoints", "writes", "chunks"):
+    for name in ("checkpoints", "writes", "segments"):
         freed = before.tables[name].rows - after.tables[name].rows
-        assert getattr(report, name) == freed > 0
+        told = getattr(report, name)
+        # A segment of which others name a part is cut, perhaps into several.
+        assert told > 0 if name == "segments" else told == freed > 0
     assert report.deleted_threads == 0
     before = after
     report = await both(partial(saver.aprune, ["a thread", "a thread"], strategy="delete"))
     after = await saver.astats()
     assert (report.examined, report.deleted_threads, report.checkpoints) == (1, 1, 2)
     assert report.bytes == before.stored_bytes - after.stored_bytes > 0
-    assert report.chunks == before.tables["chunks"].rows - after.tables["chunks"].rows
+    assert report.segments >= before.tables["segments"].rows - after.tables["segments"].rows
 
 
 async def test_a_dry_run_changes_nothing(saver: Saver, database_url: str) -> None:
@@ -150,7 +152,7 @@ async def test_what_was_replaced_is_swept_though_no_checkpoint_goes(saver: Saver
     await put(saver, config(), "1", a=[*LARGE[::-1], "instead"])
     report = await both(partial(saver.aprune, ["a thread"]))
     assert (report.checkpoints, report.writes) == (0, 0)
-    assert report.chunks > 0
+    assert report.segments > 0
     assert (await saver.averify()).problems == ()
     assert (await both(partial(saver.aprune, ["a thread"]))).threads == ()
 

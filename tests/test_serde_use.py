@@ -21,6 +21,7 @@ from checkpointer import (
     create_saver,
     tables,
 )
+from checkpointer.sealing import unpack
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -161,7 +162,7 @@ def columns_holding(url: str, wanted: bytes) -> set[str]:
         names = list(tables.metadata.tables[table].columns.keys())
         for row in query(url, f"SELECT {', '.join(names)} FROM {table}"):
             for name, value in zip(names, row, strict=True):
-                data = value if isinstance(value, bytes) else str(value).encode()
+                data = unpack(value, 1 << 20) if isinstance(value, bytes) else str(value).encode()
                 if wanted in data:
                     found.add(f"{table}.{name}")
     return found
@@ -178,7 +179,7 @@ async def test_nothing_of_an_encrypted_value_can_be_read_in_the_tables(migrated_
     assert columns_holding(migrated_url, MARK.encode()) >= {
         "checkpointer_checkpoints.manifest",
         "checkpointer_writes.data",
-        "checkpointer_chunks.data",
+        "checkpointer_segments.data",
     }
 
 
@@ -215,11 +216,11 @@ async def test_another_key_reads_nothing(migrated_url: str) -> None:
 async def test_an_unchanged_channel_is_not_encrypted_again(migrated_url: str) -> None:
     async with create_saver(migrated_url, serde=encrypted()) as saver:
         first = await put(saver, THREAD, "1", large=LARGE)
-        before = query(migrated_url, "SELECT COUNT(*) FROM checkpointer_chunks")
+        before = query(migrated_url, "SELECT COUNT(*) FROM checkpointer_segments")
         checkpoint = (await _found(saver)).checkpoint
         checkpoint["id"] = "2"
         await saver.aput(first, checkpoint, {}, {})
-        assert query(migrated_url, "SELECT COUNT(*) FROM checkpointer_chunks") == before
+        assert query(migrated_url, "SELECT COUNT(*) FROM checkpointer_segments") == before
         assert (await _found(saver)).checkpoint == checkpoint
 
 
@@ -272,7 +273,7 @@ async def test_a_clone_shares_engine_cache_and_writer(
         with statements() as seen:
             assert (await _found(saver)).checkpoint["channel_values"] == {"large": LARGE}
         assert seen
-        assert not [one for one in seen if "checkpointer_chunks" in one.sql]
+        assert not [one for one in seen if "checkpointer_segments" in one.sql]
 
         with statements() as seen:
             await asyncio.gather(

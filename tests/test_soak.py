@@ -217,7 +217,7 @@ def test_what_is_not_pruned_not_deleted_not_whole_or_not_done_is_told(
 
     async def verify(method: Any, self: Any, **options: Any) -> Any:
         async with self.engine.begin() as connection:
-            await connection.execute(sa.text("DELETE FROM checkpointer_chunks"))
+            await connection.execute(sa.text("DELETE FROM checkpointer_segments"))
         return await method(self, **options)
 
     change("aprune", prune)
@@ -236,7 +236,7 @@ def test_what_is_not_pruned_not_deleted_not_whole_or_not_done_is_told(
         "operations never done (alist)",
         "rows stored, pruned",
     }
-    assert "missing chunk: thread " in output
+    assert "missing bytes: thread " in output
     assert any("taken back: found checkpoint" in loss for loss in figures["losses"])
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from storing import SENDS, Statement, checkpoint, config, put, statements
 
 from checkpointer import AsyncSQLAlchemySaver, RetentionPolicy, create_saver
+from checkpointer.sealing import FormatError, unpack
 
 Saver = AsyncSQLAlchemySaver
 
@@ -105,7 +106,7 @@ async def listed(saver: Saver, where: Any, **options: Any) -> list[Any]:
 
 
 async def fill(saver: Saver, mark: Markers, thread: str, run: str) -> Any:
-    """A thread with all that there may be in it: chunks, nodes, writes, and an old format."""
+    """A thread with all that there may be in it: long values, writes, and an old format."""
     where = config(thread, mark(), checkpoint_ns=mark())
     first = await put(saver, where, mark(), {mark(): mark()}, **{mark(): mark(2000)})
     metadata = {"run_id": run, "step": 1, "parents": {"": mark()}, mark(): [mark(), {mark(): 1}]}
@@ -187,9 +188,17 @@ def parts_of(parameters: Any) -> Iterator[bytes]:
         for one in parameters:
             yield from parts_of(one)
     elif isinstance(parameters, bytes):
-        yield parameters
+        yield unpacked(parameters)
     else:
         yield str(parameters).encode()
+
+
+def unpacked(data: bytes) -> bytes:
+    """What is stored as these bytes, if they are packed."""
+    try:
+        return unpack(data, 1 << 20)
+    except FormatError:
+        return data
 
 
 @on_every_path
@@ -204,7 +213,12 @@ async def test_other_input_makes_no_other_text(recorded: Recorded) -> None:
 
 
 def text_of(statement: Statement) -> str:
-    """The text, whatever the lengths of its lists, of which there are few."""
+    """The text, whatever the lengths of its lists, of which there are few.
+
+    That of a batch, which asks whether to wait where others put as well, by its sets of rows alone.
+    """
+    if "touched AS" in statement.sql:
+        return "a batch of " + ", ".join(re.findall(r"put_(\w+) AS", statement.sql))
     return re.sub(r"\(\?(, \?)*\)", "(?, ...)", statement.sql)
 
 
@@ -225,7 +239,6 @@ LISTS: dict[str, Callable[[Saver, Markers, int], Awaitable[object]]] = {
     "writes": lambda saver, mark, number: saver.aput_writes(
         config(checkpoint_id="1"), [(name, name * 200) for name in mark.many(number)], mark()
     ),
-    "chunks": put_and_read,
 }
 
 

@@ -25,11 +25,11 @@ FIRST = config(checkpoint_id="1")
 LARGE = [f"message {number}: {number * 7919:050}" for number in range(300)]
 
 AT_ONCE = ["WITH threads"]
-EPOCHS = "SELECT threads"
+STATES = "SELECT threads"
 TOUCH = "INSERT threads"
 CHECKPOINTS = "INSERT checkpoints"
 WRITES = "INSERT writes"
-CHUNKS = "INSERT chunks"
+SEGMENTS = "INSERT segments"
 
 
 def summary(statement: Statement) -> str:
@@ -71,33 +71,28 @@ def puts(saver: Saver) -> Callable[..., list[str]]:
 Puts = Callable[..., list[str]]
 
 
-def new_chunks(seen: list[Statement]) -> int:
-    """How many chunks were sent with one batch."""
+def new_segments(seen: list[Statement]) -> int:
+    """How many segments were sent with one batch."""
     for one in seen:
-        if summary(one) == CHUNKS:
+        if summary(one) == SEGMENTS:
             return len(one.parameters)
-        if "INTO checkpointer_chunks" in one.sql:
-            # The arrays in the order of the statement: those of the threads come first.
-            return max(_lengths(one.parameters[0]), default=0)
+        if "INTO checkpointer_segments" in one.sql:
+            return len(one.parameters[0][0])  # in the order of the statement, their threads first
     return 0
-
-
-def _lengths(parameters: Any) -> list[int]:
-    return [len(p) for p in parameters if isinstance(p, list) and p and isinstance(p[0], bytes)]
 
 
 class TestPuts:
     async def test_a_checkpoint_takes_two(self, saver: Saver, puts: Puts) -> None:
-        assert await run(put(saver, THREAD, "1", text="x")) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+        assert await run(put(saver, THREAD, "1", text="x")) == puts(STATES, TOUCH, CHECKPOINTS)
         for name in ("2", "3"):
-            assert await run(put(saver, FIRST, name, text="x")) == puts(EPOCHS, CHECKPOINTS)
+            assert await run(put(saver, FIRST, name, text="x")) == puts(STATES, CHECKPOINTS)
 
     async def test_a_thread_is_touched_again_after_a_while(
         self, saver: Saver, puts: Puts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("checkpointer.puts.TOUCH_INTERVAL", timedelta(hours=-1))
         for name in ("1", "2"):
-            assert await run(put(saver, THREAD, name)) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+            assert await run(put(saver, THREAD, name)) == puts(STATES, TOUCH, CHECKPOINTS)
 
     async def test_a_thread_is_touched_again_once_a_clock_was_set_back(
         self, saver: Saver, puts: Puts
@@ -106,44 +101,56 @@ class TestPuts:
         later = datetime.now(UTC) + timedelta(days=1)
         async with saver.engine.begin() as connection:
             await connection.execute(sa.update(tables.threads).values(updated_at=later))
-        assert await run(put(saver, THREAD, "2")) == puts(EPOCHS, TOUCH, CHECKPOINTS)
+        assert await run(put(saver, THREAD, "2")) == puts(STATES, TOUCH, CHECKPOINTS)
         async with saver.engine.connect() as connection:
             updated_at = await connection.scalar(sa.select(tables.threads.c.updated_at))
         assert updated_at is not None
         assert updated_at <= datetime.now(UTC)
 
-    async def test_a_checkpoint_with_chunks_takes_three(self, saver: Saver, puts: Puts) -> None:
+    async def test_a_checkpoint_with_long_values_takes_four(self, saver: Saver, puts: Puts) -> None:
         await put(saver, THREAD, "0")
         taken = await run(put(saver, THREAD, "1", a=LARGE, b=LARGE))
-        assert taken == puts(EPOCHS, CHUNKS, CHECKPOINTS)
+        assert taken == puts(STATES, TOUCH, SEGMENTS, CHECKPOINTS)
 
-    async def test_only_new_chunks_are_sent(self, saver: Saver, puts: Puts) -> None:
-        await put(saver, THREAD, "1", a=LARGE)
+    async def test_only_new_bytes_are_sent_in_one_row(self, saver: Saver, puts: Puts) -> None:
+        at = await put(saver, THREAD, "1", a=LARGE)
         with statements() as seen:
-            await put(saver, FIRST, "2", a=[*LARGE, "one more"])
-        assert [summary(one) for one in seen] == puts(EPOCHS, CHUNKS, CHECKPOINTS)
-        assert 1 <= new_chunks(seen) <= 4
-        taken = await run(put(saver, FIRST, "3", a=[*LARGE, "one more"]))
-        assert taken == puts(EPOCHS, CHECKPOINTS)
+            at = await put(saver, at, "2", a=[*LARGE, "x" * 1000], b="x" * 1000)
+        assert [summary(one) for one in seen] == puts(STATES, TOUCH, SEGMENTS, CHECKPOINTS)
+        assert new_segments(seen) == 1
+        taken = await run(put(saver, at, "3", a=[*LARGE, "x" * 1000]))
+        assert taken == puts(STATES, CHECKPOINTS)
 
-    async def test_chunks_that_were_read_are_not_sent_again(self, saver: Saver, puts: Puts) -> None:
-        await put(saver, THREAD, "1", a=LARGE)
+    async def test_what_was_read_is_not_sent_again(self, saver: Saver, puts: Puts) -> None:
+        at = await put(saver, THREAD, "1", a=LARGE)
         async with create_saver(saver.engine) as cold:
             await cold.aget_tuple(THREAD)
             with statements() as seen:
-                await put(cold, FIRST, "2", a=LARGE)
-        assert [summary(one) for one in seen] == puts(EPOCHS, CHECKPOINTS)
-        assert new_chunks(seen) <= 1  # the manifest's own array
+                await put(cold, at, "2", a=LARGE)
+        assert [summary(one) for one in seen] == puts(STATES, CHECKPOINTS)
+        assert not new_segments(seen)
+
+    async def test_what_a_put_builds_on_is_read_where_it_is_not_remembered(
+        self, saver: Saver, puts: Puts
+    ) -> None:
+        at = await put(saver, THREAD, "1", a=LARGE)
+        async with create_saver(saver.engine) as cold:
+            await cold.aget_tuple(config("another"))
+            with statements() as seen:
+                await put(cold, at, "2", a=LARGE)
+        basis = ["SELECT threads", "SELECT writes", "SELECT segments"]
+        assert [summary(one) for one in seen] == [*basis, *puts(STATES, CHECKPOINTS)]
+        assert not new_segments(seen)
 
     async def test_writes_take_two(self, saver: Saver, puts: Puts) -> None:
         await put(saver, THREAD, "1")
         for task in ("one", "other"):
             work = saver.aput_writes(FIRST, [("a", 1), ("b", 2), ("c", "x" * 100)], task)
-            assert await run(work) == puts(EPOCHS, WRITES)
+            assert await run(work) == puts(STATES, WRITES)
         taken = await run(saver.aput_writes(FIRST, [("a", LARGE)], "large"))
-        assert taken == puts(EPOCHS, CHUNKS, WRITES)
+        assert taken == puts(STATES, TOUCH, SEGMENTS, WRITES)
         taken = await run(saver.aput_writes(FIRST, [("__error__", "x"), ("a", 1)], "failed"))
-        assert taken == puts(EPOCHS, WRITES, WRITES)
+        assert taken == puts(STATES, WRITES, WRITES)
 
     async def test_no_writes_take_none(self, saver: Saver) -> None:
         assert await run(saver.aput_writes(FIRST, [], "a task")) == []
@@ -156,9 +163,9 @@ class TestPuts:
 
         for count in (2, 50):
             taken = await run(some(count))
-            assert taken == puts(EPOCHS, TOUCH, CHUNKS, CHECKPOINTS, WRITES)
+            assert taken == puts(STATES, TOUCH, SEGMENTS, CHECKPOINTS, WRITES)
             taken = await run(some(count))
-            assert taken == puts(EPOCHS, CHECKPOINTS, WRITES)
+            assert taken == puts(STATES, TOUCH, SEGMENTS, CHECKPOINTS, WRITES)
 
 
 CHECKPOINT = "WITH checkpoints"  # and its writes
@@ -166,43 +173,30 @@ PAGE = ["SELECT checkpoints", "SELECT writes"]
 
 
 class TestGets:
-    @pytest.fixture
-    def chunks(self, saver: Saver) -> Callable[[int], list[str]]:
-        """What trees of so many levels take: one statement where the database follows nodes."""
-
-        def taken(levels: int) -> list[str]:
-            follows = saver.engine.dialect.name == "postgresql"
-            return ["WITH chunks"] if follows else ["SELECT chunks"] * levels
-
-        return taken
-
     async def test_a_warm_get_takes_one(self, saver: Saver) -> None:
         await put(saver, THREAD, "1", a=LARGE)
         await saver.aput_writes(FIRST, [("a", LARGE)], "a task")
         for asked in (THREAD, FIRST, config("no thread")):
             assert await run(saver.aget_tuple(asked)) == [CHECKPOINT]
 
-    async def test_a_cold_get_takes_one_more_for_chunks_or_for_each_of_their_levels(
-        self, saver: Saver, chunks: Callable[[int], list[str]]
-    ) -> None:
-        for name, count, levels in (("1", 30, 1), ("2", 150, 2), ("3", 900, 3)):
-            await put(saver, THREAD, name, a=random.Random(7).randbytes(500 * count))  # noqa: S311
+    async def test_a_cold_get_takes_one_more(self, saver: Saver) -> None:
+        at = THREAD
+        for name, count in (("1", 30), ("2", 150), ("3", 9000)):
+            at = await put(saver, at, name, a=random.Random(7).randbytes(500 * count))  # noqa: S311
             async with create_saver(saver.engine) as cold:
                 await cold.aget_tuple(config("no thread"))
-                taken = await run(cold.aget_tuple(THREAD))
-            assert taken == [CHECKPOINT, *chunks(levels)]
+                assert await run(cold.aget_tuple(THREAD)) == [CHECKPOINT, "SELECT segments"]
 
-    async def test_a_page_of_a_list_takes_two_and_those_for_chunks(
-        self, saver: Saver, chunks: Callable[[int], list[str]]
-    ) -> None:
+    async def test_a_page_of_a_list_takes_two_and_one_for_long_values(self, saver: Saver) -> None:
+        at = THREAD
         for number in range(100):
-            await put(saver, THREAD, f"{number:03}", a=LARGE[:20], n=number)
+            at = await put(saver, at, f"{number:03}", a=LARGE[:20], n=number)
         assert await run(listed(saver)) == PAGE * 3
         assert await run(listed(saver, limit=16)) == PAGE
         assert await run(listed(saver, filter={"no": "such"})) == PAGE[:1]
         async with create_saver(saver.engine) as cold:
             await cold.aget_tuple(config("no thread"))
-            assert await run(listed(cold)) == [*PAGE, *chunks(1), *PAGE, *PAGE]
+            assert await run(listed(cold)) == [*PAGE, "SELECT segments"] * 3
 
     async def test_history_takes_no_more_for_a_longer_one(self, saver: Saver) -> None:
         parent = await put(saver, THREAD, "000", a=1)
@@ -230,19 +224,19 @@ class TestDeletes:
 
     async def test_deleting_a_thread(self, saver: Saver, count: int) -> None:
         at_once = saver.engine.dialect.name == "postgresql"
-        tables = ("writes", "checkpoints", "chunks", "threads")
+        tables = ("writes", "checkpoints", "segments", "threads")
         deletes = ["WITH writes"] if at_once else [f"DELETE {table}" for table in tables]
         assert await run(saver.adelete_thread("a thread")) == ["SELECT threads", *deletes]
 
     async def test_pruning_a_thread(self, saver: Saver, count: int) -> None:
         taken = await run(saver.aprune(["a thread"]))
-        assert len(taken) <= 14
+        assert len(taken) <= 15
 
     async def test_pruning_a_thread_to_the_last_few(self, saver: Saver, count: int) -> None:
         planned = await run(saver.aprune(["a thread"], keep_last=2, dry_run=True))
         assert all(one.startswith("SELECT") for one in planned)
         taken = await run(saver.aprune(["a thread"], keep_last=2))
-        assert len(taken) <= 14
+        assert len(taken) <= 15
 
     async def test_retaining(self, saver: Saver, count: int) -> None:
         await put(saver, config("short"), "1", a=LARGE)
@@ -252,18 +246,18 @@ class TestDeletes:
 
     async def test_deleting_runs(self, saver: Saver, count: int) -> None:
         taken = await run(saver.adelete_for_runs(["run 0"]))
-        assert len(taken) <= 14
+        assert len(taken) <= 15
 
     async def test_copying_a_thread(self, saver: Saver, count: int) -> None:
         assert len(await run(saver.acopy_thread("a thread", "another"))) <= 7
         up_to = saver.acopy_thread("a thread", "another", checkpoint_id=f"{count - 1:03}")
-        assert len(await run(up_to)) <= 14
+        assert len(await run(up_to)) <= 15
 
 
 HOT: dict[str, Callable[[Saver], Awaitable[object]]] = {
     "aput": lambda saver: put(saver, FIRST, "2", a=LARGE[:10]),
     "aput, many": lambda saver: asyncio.gather(*(put(saver, config(n), "1") for n in range(3))),
-    "aput, with chunks": lambda saver: put(saver, FIRST, "2", a=[*LARGE, "one more"]),
+    "aput, with a long value": lambda saver: put(saver, FIRST, "2", a=[*LARGE, "one more"]),
     "aput_writes": lambda saver: saver.aput_writes(FIRST, [("a", 1), ("__error__", 1)], "a task"),
     "aget_tuple": lambda saver: saver.aget_tuple(THREAD),
     "aget_tuple, by id": lambda saver: saver.aget_tuple(FIRST),
@@ -295,7 +289,7 @@ async def _all(found: Any) -> list[object]:
 
 
 async def fill(saver: Saver, checkpoints: int) -> None:
-    """A thread whose first checkpoint names chunks, as do writes to it and to the last one."""
+    """A thread whose first checkpoint names slices, as do writes to it and to the last one."""
     parent = await put(saver, THREAD, "1", a=LARGE)
     await saver.aput_writes(parent, [("a", [*LARGE, "a write"])], "another task")
     for number in range(2, checkpoints):

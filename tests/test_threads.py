@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -10,11 +10,18 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from schemas import query
-from storing import NOTHING, checkpoint, config, put, row_counts
+from storing import (
+    NOTHING,
+    assert_all_stored,
+    assert_no_garbage,
+    checkpoint,
+    config,
+    put,
+    row_counts,
+    stored_bytes,
+)
 
 from checkpointer import AsyncSQLAlchemySaver, create_saver
-from checkpointer.chunking import Tree, split_digests
-from checkpointer.manifest import decode_manifest, decode_value
 
 Saver = AsyncSQLAlchemySaver
 Act = Callable[[Saver], Awaitable[object]]
@@ -23,51 +30,12 @@ THREAD = config()
 
 
 def noise(seed: object, size: int = 20_000) -> bytes:
-    """Bytes that share no chunk with those of another seed."""
+    """Bytes that share nothing with those of another seed."""
     return random.Random(str(seed)).randbytes(size)  # noqa: S311 - a test's data, not a secret
 
 
-def stored_chunks(url: str) -> dict[tuple[str, bytes], bytes]:
-    rows = query(url, "SELECT thread_id, digest, data FROM checkpointer_chunks")
-    return {
-        (str(thread), bytes(digest)): bytes(data)
-        for thread, digest, data in rows
-        if isinstance(digest, bytes) and isinstance(data, bytes)
-    }
-
-
-def named_chunks(url: str) -> set[tuple[str, bytes]]:
-    """The chunks that manifests and pending writes name, told from the rows alone."""
-    chunks = stored_chunks(url)
-    named: set[tuple[str, bytes]] = set()
-    for thread, manifest in query(url, "SELECT thread_id, manifest FROM checkpointer_checkpoints"):
-        assert isinstance(manifest, bytes)
-        for tree in decode_manifest(manifest).trees():
-            named |= set(_named(chunks, str(thread), tree))
-    for thread, data in query(url, "SELECT thread_id, data FROM checkpointer_writes"):
-        assert isinstance(data, bytes)
-        if (tree_ := decode_value(data).tree()) is not None:
-            named |= set(_named(chunks, str(thread), tree_))
-    return named
-
-
-def _named(
-    chunks: dict[tuple[str, bytes], bytes], thread: str, tree: Tree
-) -> Iterator[tuple[str, bytes]]:
-    level = split_digests(tree.digests)
-    for _ in range(tree.depth):
-        yield from ((thread, digest) for digest in level)
-        level = [d for node in level for d in split_digests(chunks[thread, node])]
-    yield from ((thread, digest) for digest in level)
-
-
-def assert_no_garbage(url: str) -> None:
-    """Every chunk that is named is stored, and every one that is stored is named."""
-    assert stored_chunks(url).keys() == named_chunks(url)
-
-
-def epoch(url: str, thread: str = "a thread") -> int | None:
-    rows = query(url, f"SELECT epoch FROM checkpointer_threads WHERE thread_id = '{thread}'")
+def state(url: str, thread: str = "a thread") -> int | None:
+    rows = query(url, f"SELECT state FROM checkpointer_threads WHERE thread_id = '{thread}'")
     return int(str(rows[0][0])) if rows else None
 
 
@@ -98,7 +66,7 @@ async def test_deleting_a_thread_leaves_nothing_of_it(saver: Saver, database_url
     await saver.adelete_thread("a thread")
     assert await listed(saver, {"configurable": {"thread_id": "a thread"}}) == []
     assert await listed(saver) == others
-    assert epoch(database_url) is None
+    assert state(database_url) is None
     assert_no_garbage(database_url)
     await saver.adelete_thread("another")
     assert row_counts(database_url) == NOTHING
@@ -113,15 +81,15 @@ async def test_deleting_a_thread_takes_writes_without_a_checkpoint(
     assert row_counts(database_url) == NOTHING
 
 
-async def test_a_thread_begins_at_another_epoch_after_its_deletion(
+async def test_a_thread_begins_at_another_state_after_its_deletion(
     saver: Saver, database_url: str
 ) -> None:
-    epochs = set()
+    states = set()
     for _ in range(5):
         await put(saver, THREAD, "1")
-        epochs.add(epoch(database_url))
+        states.add(state(database_url))
         await saver.adelete_thread("a thread")
-    assert len(epochs) == 5
+    assert len(states) == 5
 
 
 async def test_deleting_runs_leaves_the_others(saver: Saver, database_url: str) -> None:
@@ -129,14 +97,14 @@ async def test_deleting_runs_leaves_the_others(saver: Saver, database_url: str) 
     await line(saver, config("another"), "2")
     await line(saver, config("a third"), "4")
     before = {found.checkpoint["id"]: found for found in await listed(saver, THREAD)}
-    epoch_before = epoch(database_url)
+    state_before = state(database_url)
     await saver.adelete_for_runs(["run 2", "run 7"])
     found = await listed(saver, THREAD)
     assert [one.checkpoint["id"] for one in found] == ["3", "1"]
     assert found[1] == before["1"]
     assert found[0] == before["3"]._replace(parent_config=None)
-    assert epoch(database_url, "another") is None
-    assert epoch(database_url) != epoch_before
+    assert state(database_url, "another") is None
+    assert state(database_url) != state_before
     assert await ids(saver, config("a third")) == ["4"]
     assert_no_garbage(database_url)
 
@@ -203,18 +171,18 @@ async def test_a_copy_into_a_thread_replaces_what_has_the_same_key(
     assert newest.checkpoint["channel_values"]["own"] == noise("2")
     assert oldest.checkpoint["channel_values"] == {"own": noise("source")}
     assert oldest.pending_writes == [("a task", "a", noise("source write")), ("a task", "b", 1)]
-    assert named_chunks(database_url) <= stored_chunks(database_url).keys()
+    assert_all_stored(database_url)
 
 
 async def test_a_copy_onto_itself_or_of_nothing_changes_nothing(
     saver: Saver, database_url: str
 ) -> None:
     await line(saver, THREAD, "1", "2")
-    before = await listed(saver), stored_chunks(database_url), row_counts(database_url)
+    before = await listed(saver), stored_bytes(database_url), row_counts(database_url)
     await saver.acopy_thread("a thread", "a thread")
     await saver.acopy_thread("no thread", "a thread")
     await saver.acopy_thread("no thread", "another")
-    assert (await listed(saver), stored_chunks(database_url), row_counts(database_url)) == before
+    assert (await listed(saver), stored_bytes(database_url), row_counts(database_url)) == before
 
 
 async def test_pruning_keeps_the_latest_of_each_namespace(saver: Saver, database_url: str) -> None:
@@ -223,12 +191,12 @@ async def test_pruning_keeps_the_latest_of_each_namespace(saver: Saver, database
     await line(saver, config("another"), "1", "2")
     latest = await saver.aget_tuple(root)
     assert latest is not None
-    epoch_before = epoch(database_url)
+    state_before = state(database_url)
     await saver.aprune(["a thread", "no thread"])
     assert await ids(saver, {"configurable": {"thread_id": "a thread"}}) == ["4", "3"]
     assert await saver.aget_tuple(root) == latest._replace(parent_config=None)
     assert await ids(saver, config("another")) == ["2", "1"]
-    assert epoch(database_url) != epoch_before
+    assert state(database_url) != state_before
     assert_no_garbage(database_url)
 
 
@@ -255,10 +223,10 @@ async def test_pruning_where_there_is_nothing_to_prune_changes_nothing(
 ) -> None:
     await line(saver, THREAD, "1", "2")
     await saver.aprune(["a thread"])
-    before = await listed(saver), stored_chunks(database_url), epoch(database_url)
+    before = await listed(saver), stored_bytes(database_url), state(database_url)
     await saver.aprune(["a thread"])
     await saver.aprune([])
-    assert (await listed(saver), stored_chunks(database_url), epoch(database_url)) == before
+    assert (await listed(saver), stored_bytes(database_url), state(database_url)) == before
 
 
 async def test_pruning_keeps_writes_whose_checkpoint_is_not_there_yet(
@@ -378,7 +346,7 @@ async def test_a_put_stores_again_what_another_saver_deleted(
         assert found.checkpoint["channel_values"] == {"own": noise("own"), "small": "x"}
         await saver.aput_writes(found.config, [("own", noise("own"))], "a task")
         assert len(await listed(saver, THREAD)) in {1, 2}
-        assert named_chunks(migrated_url) <= stored_chunks(migrated_url).keys()
+        assert_all_stored(migrated_url)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 64 << 20], ids=["no cache", "cache"])
@@ -391,7 +359,7 @@ async def test_a_put_stores_again_what_the_same_saver_deleted(
         await act(saver)
         found = await put_child(saver, UNCHANGED, own=noise("own"), small="x")
         assert found.checkpoint["channel_values"] == {"own": noise("own"), "small": "x"}
-        assert named_chunks(migrated_url) <= stored_chunks(migrated_url).keys()
+        assert_all_stored(migrated_url)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 64 << 20], ids=["no cache", "cache"])
@@ -447,7 +415,7 @@ async def test_puts_and_prunes_at_the_same_time_leave_every_manifest_whole(
         for found in await listed(one):
             assert found.checkpoint["channel_values"]["shared"] == noise("shared")
         assert {"014 one", "014 other"} & set(await ids(one, THREAD))
-        assert named_chunks(migrated_url) <= stored_chunks(migrated_url).keys()
+        assert_all_stored(migrated_url)
         for thread in ("a thread", "copy 0", "copy 1", "copy 2"):
             await put(one, config(thread), "999")
             await one.aprune([thread])

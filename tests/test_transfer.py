@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from damages import DAMAGES, Damage, noise, store
+from damages import DAMAGES, SEGMENTS, Damage, Rows, cut, noise, store, where
 from databases import Databases, PostgreSQLDatabases, SQLiteDatabases
 from langgraph.checkpoint.base import CheckpointTuple
 from processes import copy_all, on_each_database, started
@@ -26,16 +26,19 @@ from checkpointer import (
     DamagedDataError,
     DatabaseBusyError,
     InvalidInputError,
+    SchemaTooNewError,
     TransferError,
     TransferReport,
     UnknownThreadError,
     copy_store,
     create_saver,
+    holdings,
     intake,
     moving,
-    soundness,
     transfer,
 )
+from checkpointer.sealing import FORMAT, seal
+from checkpointer.slices import segments_of
 
 Saver = AsyncSQLAlchemySaver
 
@@ -278,7 +281,7 @@ async def test_a_store_is_not_copied_into_itself(
 
 
 @pytest.mark.usefixtures("in_small_pieces")
-@pytest.mark.parametrize("damage", [*DAMAGES.values()][:13], ids=[*DAMAGES][:13])
+@pytest.mark.parametrize("damage", [*DAMAGES.values()][:14], ids=[*DAMAGES][:14])
 async def test_a_damaged_thread_is_named_and_left_out_and_the_others_are_copied(
     migrated_url: str, new_migrated_url: Callable[[], str], damage: Damage
 ) -> None:
@@ -299,7 +302,7 @@ async def test_damage_that_stands_in_the_target_is_told_and_nothing_changes(
 ) -> None:
     url = new_migrated_url()
     stored = await store(url)
-    DAMAGES["a chunk is missing"].make(stored)
+    DAMAGES["a segment is missing"].make(stored)
     await put(saver, config(), "4", a="new")
     before = stored_rows(url)
     async with create_saver(url) as target:
@@ -333,24 +336,28 @@ async def test_an_identifier_that_the_target_cannot_hold_is_named(
 
 @pytest.fixture
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks are sent ahead of nearly every thread, and rows are read a few at a time."""
+    """Bytes are sent ahead of nearly every thread, and rows are read a few at a time."""
     monkeypatch.setattr(intake, "AHEAD", 4096)
-    monkeypatch.setattr(soundness, "CHUNKS", 16)
-    monkeypatch.setattr(transfer, "CHUNKS", 16)
+    monkeypatch.setattr(holdings, "KEYS", 16)
+    monkeypatch.setattr(holdings, "BYTES", 30_000)
+    monkeypatch.setattr(transfer, "SEGMENTS", 16)
+    monkeypatch.setattr(transfer, "BYTES", 30_000)
     monkeypatch.setattr(transfer, "PAGE", 3)
     monkeypatch.setattr(moving, "SPOOL_BYTES", 1024)
 
 
-async def test_a_chunk_that_the_target_has_lost_is_sent_again(
+async def test_a_segment_that_the_target_has_lost_is_sent_again(
     saver: Saver, target_url: str
 ) -> None:
-    await put(saver, config(), "1", a=noise(1, 60_000))
+    parent = await put(saver, config(), "1", a=noise(1, 60_000))
+    await put(saver, parent, "2", a=noise(1, 60_000) + noise("more"))
     await put(saver, config("other"), "1", a=noise(2, 60_000))
     async with create_saver(target_url) as target:
         await copy_store(saver, target)
         before = row_counts(target_url)
-        lost = "SELECT min(digest) FROM checkpointer_chunks WHERE thread_id = 'other'"
-        execute(target_url, f"DELETE FROM checkpointer_chunks WHERE digest = ({lost})")
+        rows = Rows(target_url)
+        [lost] = [key for key in rows.held() if key[2] < 30_000]
+        rows.lose([lost])
         assert not (await target.averify()).whole
         moved = await copy_store(saver, target)
         assert (moved.threads, moved.skipped, moved.checkpoints) == (1, 1, 0)
@@ -360,12 +367,75 @@ async def test_a_chunk_that_the_target_has_lost_is_sent_again(
         assert await copy_store(saver, target) == TransferReport(skipped=2)
 
 
+async def test_bytes_that_the_target_holds_in_other_rows_are_not_sent(
+    saver: Saver, target_url: str
+) -> None:
+    """And a longer row takes the place of a shorter one."""
+    parent = await put(saver, config(), "1", a=noise(1, 60_000))
+    async with create_saver(target_url) as target:
+        await copy_store(saver, target)
+        rows = Rows(target_url)
+        [whole] = rows.segments()
+        data, stop = whole.unpack(), whole.stop
+        rows.lose([(whole.stream, *whole.interval)])
+        rows.insert(*segments_of(whole.stream, 0, data, 7_000))
+        assert await copy_store(saver, target) == TransferReport(skipped=1)
+        rows.lose([(whole.stream, 0, 7_000)])
+        rows.insert(*segments_of(whole.stream, 0, data[:5_000]))
+        assert not (await target.averify()).whole
+        assert (await copy_store(saver, target)).threads == 1
+        assert rows.segments()[0] == whole
+        assert (await target.averify()).whole
+        await put(saver, parent, "2", a=noise(1, 60_000) + b"more")
+        assert (await copy_store(saver, target)).bytes < 5_000
+        assert {key[1:] for key in rows.held() if key[0] == whole.stream} == {
+            (0, stop),
+            *((start, min(start + 7_000, stop)) for start in range(7_000, stop, 7_000)),
+        }
+
+
+async def test_rows_of_the_target_that_hold_other_bytes_of_a_stream_are_told(
+    saver: Saver, target_url: str
+) -> None:
+    """As after a failure of the one who made them: nobody writes a position twice."""
+    await put(saver, config(), "1", a=noise(1, 60_000))
+    [whole] = Rows(url_of(saver)).segments()
+    rows = Rows(target_url)
+    rows.insert(*segments_of(whole.stream, 1_000, noise("other", 3_000)))
+    async with create_saver(target_url) as target:
+        with pytest.raises(TransferError, match="found other bytes than in the segment"):
+            await copy_store(saver, target)
+    assert row_counts(target_url)["checkpointer_checkpoints"] == 0
+
+
+async def test_what_a_newer_version_has_written_is_left_out_and_is_no_damage(
+    saver: Saver, target_url: str
+) -> None:
+    rows = Rows(url_of(saver))
+    for name in ("segment", "manifest", "whole"):
+        await put(saver, config(name), "1", a=noise(name))
+    newer = seal(bytes([FORMAT + 1, 0]) + b"whatever that is")
+    [key] = rows.held("segment")
+    rows.alter(SEGMENTS, "data", where(key, "segment"), lambda _: newer)
+    rows.alter("checkpointer_checkpoints", "manifest", "thread_id = 'manifest'", lambda _: newer)
+    async with create_saver(target_url) as target:
+        with pytest.raises(TransferError, match="newer") as raised:
+            await copy_store(saver, target)
+        assert {name: type(one) for name, one in raised.value.failures.items()} == {
+            "segment": SchemaTooNewError,
+            "manifest": SchemaTooNewError,
+        }
+        assert raised.value.report.threads == 1
+
+
 @pytest.mark.usefixtures("in_small_pieces")
 async def test_no_more_than_a_page_of_rows_is_held_at_once(
     saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(saver)
     await put(saver, config("long"), "1", a=noise("long", 1_000_000))
+    rows = Rows(url_of(saver))
+    cut(rows, rows.layout("1", "a", "long"), 5_000, "long")
     async with create_saver(target_url) as target:
         with sizes_read(monkeypatch) as sizes:
             moved = await copy_store(saver, target)
@@ -412,15 +482,15 @@ async def test_a_thread_that_never_stands_still_is_told(
     saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(saver, config(), "0", a=0)
-    add = intake.Intake.add_chunks
+    add = intake.Intake.add_segments
     numbers = iter(range(1, 100))
 
-    async def changing(self: Any, chunks: Any) -> None:
-        await add(self, chunks)
+    async def changing(self: Any, segments: Any) -> None:
+        await add(self, segments)
         await put(saver, config(), "0", a=noise(next(numbers)))
 
     await put(saver, config(), "0", a=noise(0))
-    monkeypatch.setattr(intake.Intake, "add_chunks", changing)
+    monkeypatch.setattr(intake.Intake, "add_segments", changing)
     async with create_saver(target_url) as target:
         with pytest.raises(TransferError, match="10 times in a row") as raised:
             await copy_store(saver, target)
@@ -430,7 +500,7 @@ async def test_a_thread_that_never_stands_still_is_told(
 
 @pytest.mark.usefixtures("in_small_pieces")
 @pytest.mark.parametrize("change", ["swept", "deleted", "deleted and made anew"])
-async def test_chunks_sent_ahead_that_the_target_loses_are_sent_again(
+async def test_segments_sent_ahead_that_the_target_loses_are_sent_again(
     saver: Saver, target_url: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     await put(saver, config(), "0", a=noise(0, 60_000))
@@ -440,10 +510,10 @@ async def test_chunks_sent_ahead_that_the_target_loses_are_sent_again(
 
         async def late(self: Any) -> TransferReport:
             if not happened:
-                assert row_counts(target_url)["checkpointer_chunks"] > 10
+                assert row_counts(target_url)["checkpointer_segments"] == 1
                 happened.append(change)
                 if change == "swept":
-                    assert (await other.averify(repair=True)).removed > 10
+                    assert (await other.averify(repair=True)).removed == 1
                 else:
                     await other.adelete_thread("a thread")
                 if change.endswith("anew"):
@@ -488,8 +558,8 @@ async def test_a_copy_that_is_killed_leaves_whole_threads_and_is_gone_on_with(
     async with create_saver(target_url) as target:
         for number in range(KILLS):
             with started(copy_all, url_of(saver), target_url) as process:
-                chunks = chunks_of(target_url)
-                while process.is_alive() and chunks_of(target_url) == chunks:  # noqa: ASYNC110 - another process's
+                stored = segments_in(target_url)
+                while process.is_alive() and segments_in(target_url) == stored:  # noqa: ASYNC110 - another process's
                     await asyncio.sleep(0.005)
                 await asyncio.sleep(random.uniform(0, 0.03))
                 process.kill()
@@ -503,8 +573,8 @@ async def test_a_copy_that_is_killed_leaves_whole_threads_and_is_gone_on_with(
         await assert_equal(saver, target)
 
 
-def chunks_of(url: str) -> int:
-    return row_counts(url)["checkpointer_chunks"]
+def segments_in(url: str) -> int:
+    return row_counts(url)["checkpointer_segments"]
 
 
 async def by_thread(saver: Saver) -> dict[str, list[CheckpointTuple]]:

@@ -103,12 +103,14 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(
 ) -> None:
     if start == "an older revision":
         await schema.upgrade(database)
-        execute(database_url, "INSERT INTO checkpointer_chunks VALUES ('thread', 'digest', 'data')")
+        execute(
+            database_url, "INSERT INTO checkpointer_segments VALUES ('thread', 1, 0, 4, 'data')"
+        )
     found, before = await schema.current(database), catalog(database_url)
     changes = (
         "op.create_table('checkpointer_more', sa.Column('a', sa.Integer))",
         "op.execute('INSERT INTO checkpointer_more VALUES (1)')",
-        "op.execute('DELETE FROM checkpointer_chunks')",
+        "op.execute('DELETE FROM checkpointer_segments')",
         "op.drop_table('checkpointer_writes')",
     )
     second_revision(*changes, "raise RuntimeError('in the middle')")
@@ -117,7 +119,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(
     assert catalog(database_url) == before
     assert await schema.current(database) == found
     if start == "an older revision":
-        assert query(database_url, "SELECT count(*) FROM checkpointer_chunks") == [(1,)]
+        assert query(database_url, "SELECT count(*) FROM checkpointer_segments") == [(1,)]
 
     # The same changes take effect once nothing fails, so they were really undone above.
     second_revision(*changes)

@@ -522,7 +522,7 @@ class TestSQLite:
                 def work(_: Connection) -> None:
                     path = engine.url.database or ""
                     with closing(sqlite3.connect(path, timeout=0)) as another:
-                        another.execute("DELETE FROM checkpointer_chunks")
+                        another.execute("DELETE FROM checkpointer_segments")
 
                 with pytest.raises((DatabaseBusyError, sqlite3.OperationalError), match="locked"):
                     await saver.using(connection)._backend.write(work)  # noqa: SLF001

@@ -3,14 +3,29 @@
 import asyncio
 import multiprocessing
 import random
+import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from typing import Any
 
 import pytest
-from damages import CHECKPOINTS, CHUNKS, DAMAGES, OF_SECOND, WRITES, Damage, Rows, noise
+from damages import (
+    CHECKPOINTS,
+    DAMAGES,
+    OF_SECOND,
+    SEGMENTS,
+    WRITES,
+    Damage,
+    Rows,
+    SegmentKey,
+    called,
+    cut,
+    noise,
+    where,
+)
 from damages import store as store_to_damage
 from intensity import INTENSITY
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -25,19 +40,38 @@ from checkpointer import (
     ProblemKind,
     Verification,
     create_saver,
+    holdings,
     soundness,
     tables,
     verification,
 )
-from checkpointer.chunking import DIGEST_SIZE, HEAD_SIZE, Tree, digest_of, split_digests
 from checkpointer.execution import DriverConnection
-from checkpointer.manifest import Manifest, Value, decode_manifest, encode_manifest
+from checkpointer.manifest import Value, decode_manifest, encode_manifest
+from checkpointer.sealing import FORMAT, seal
+from checkpointer.slices import (
+    HEAD_SIZE,
+    MAX_PARTS,
+    MAX_SEGMENT,
+    Hash,
+    Layout,
+    Part,
+    Segment,
+    Slice,
+    hash_of,
+    segments_of,
+)
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Saver = AsyncSQLAlchemySaver
 Place = tuple[ProblemKind, str | None, str | None]
 
-UNREFERENCED, UNDECIDED = ProblemKind.UNREFERENCED_CHUNK, ProblemKind.UNDECIDED_CHUNKS
-MISSING, ALTERED = ProblemKind.MISSING_CHUNK, ProblemKind.ALTERED_CHUNK
+UNREFERENCED, UNDECIDED = ProblemKind.UNREFERENCED_SEGMENT, ProblemKind.UNDECIDED_SEGMENTS
+MISSING, ALTERED = ProblemKind.MISSING_SEGMENT, ProblemKind.ALTERED_SEGMENT
+CONTRADICTORY, TOO_NEW = ProblemKind.CONTRADICTORY_VALUE, ProblemKind.TOO_NEW
 
 THREAD = config()
 
@@ -51,13 +85,13 @@ def places(problems: Sequence[Problem]) -> list[Place]:
 
 def counts_of(found: Verification) -> dict[str, int]:
     """The counts, by the tables' names."""
-    counts = (found.threads, found.checkpoints, found.writes, found.chunks)
-    names = (tables.threads, tables.checkpoints, tables.writes, tables.chunks)
+    counts = (found.threads, found.checkpoints, found.writes, found.segments)
+    names = (tables.threads, tables.checkpoints, tables.writes, tables.segments)
     return {table.name: count for table, count in zip(names, counts, strict=True)}
 
 
-def chunk_bytes(url: str) -> int:
-    [[total]] = query(url, f"SELECT COALESCE(SUM(LENGTH(data)), 0) FROM {CHUNKS}")
+def segment_bytes(url: str) -> int:
+    [[total]] = query(url, f"SELECT COALESCE(SUM(LENGTH(data)), 0) FROM {SEGMENTS}")
     return int(str(total))
 
 
@@ -70,9 +104,9 @@ async def test_a_store_that_was_used_in_all_ways_is_whole(saver: Saver, migrated
     assert found.whole
     assert found.problems == ()
     assert counts_of(found) == row_counts(migrated_url)
-    assert found.bytes == chunk_bytes(migrated_url)
+    assert found.bytes == segment_bytes(migrated_url)
     assert found.checkpoints > 5
-    assert found.chunks > 50
+    assert found.segments > 5
     assert stored_rows(migrated_url) == before
 
 
@@ -106,78 +140,71 @@ async def test_each_damage_is_found_and_no_repair_makes_it_worse(
 
 
 @pytest.mark.parametrize("kind", [MISSING, ALTERED])
-async def test_a_chunk_is_told_with_each_checkpoint_that_names_it_and_others_stay_readable(
+async def test_a_segment_is_told_with_each_checkpoint_that_names_it_and_others_stay_readable(
     migrated_url: str, kind: ProblemKind
 ) -> None:
     rows = Rows(migrated_url)
     async with create_saver(migrated_url) as saver:
         parent = await put(saver, THREAD, "1", a=noise(1), b=noise(2))
-        shared = rows.digests()
         for number in ("2", "3"):
             parent = await put(saver, parent, number, a=noise(1), c=noise(number))
-        shared -= _named(rows, "b")
         await put(saver, parent, "4", b=noise(2))
-    digest = sorted(shared)[3]
-    where = f"digest = {rows.literal(digest)}"
+    shared, *_ = rows.layout("1", "a").slices()
+    old, *_ = [one for one in rows.segments() if one.stream == shared.stream]
+    rows.lose([(old.stream, *old.interval)])
+    key = shared.stream, *shared[1:]
+    pieces = segments_of(old.stream, 0, old.unpack(), shared.stop)
+    rows.insert(*pieces)
     if kind is MISSING:
-        rows.lose({digest})
+        rows.lose([key])
     else:
-        rows.alter(CHUNKS, "data", where, lambda data: data[1:])
+        rows.alter(SEGMENTS, "data", where(key), lambda data: data[1:])
 
     async with create_saver(migrated_url) as saver:
         found = await saver.averify()
         for number in ("1", "2", "3"):
-            with pytest.raises(DamagedDataError, match=f"'{number}': channel 'a'.*{digest.hex()}"):
+            with pytest.raises(DamagedDataError, match=f"'{number}': channel 'a'"):
                 await saver.aget_tuple(config(checkpoint_id=number))
         assert await saver.aget_tuple(THREAD) is not None
 
     assert places(found.problems) == [(kind, number, "a") for number in ("1", "2", "3")]
-    assert {one.digest for one in found.problems} == {digest.hex()}
+    assert {one.segment for one in found.problems} == {called(key)}
 
 
-def _named(rows: Rows, channel: str) -> set[bytes]:
-    """The digests in the root of a channel's value in the first checkpoint."""
-    manifest = decode_manifest(rows.one("manifest", CHECKPOINTS, "checkpoint_id = '1'"))
-    tree = manifest.channels[channel].tree()
-    return set(split_digests(tree.digests)) if tree else set()
-
-
-async def test_every_missing_chunk_is_named_and_every_damaged_value(migrated_url: str) -> None:
+async def test_all_missing_bytes_are_named_and_every_damaged_value(migrated_url: str) -> None:
     rows = Rows(migrated_url)
+    text = noise("long", 200_000)
     async with create_saver(migrated_url) as saver:
         parent = THREAD
         for number in range(30):
-            long = noise("long", 100_000 + number)
+            long = text[: 100_000 + number * 1000]
             parent = await put(saver, parent, f"{number:02}", messages=long, other=noise(number))
         named = await saver.averify()
     assert named.whole
-    stored = _chunks(rows)
-    lost = {digest for digest, data in stored.items() if data[:DIGEST_SIZE] not in stored}
-    assert len(lost) < len(stored)  # the nodes stay
+    lost = rows.held()
     rows.lose(lost)
 
     async with create_saver(migrated_url) as saver:
         found = await saver.averify()
 
-    assert {one.digest for one in found.problems} == {digest.hex() for digest in lost}
+    assert {one.kind for one in found.problems} == {MISSING}
     damaged = {(one.checkpoint_id, one.channel) for one in found.problems}
     names = ("messages", "other")
     assert damaged == {(f"{number:02}", name) for number in range(30) for name in names}
-    # Of a value that shares its chunks with another, not each of them is told again.
-    assert len(found.problems) < 2 * len(lost)
+    named_streams = {str(one.segment).split(",")[0] for one in found.problems}
+    assert named_streams == {f"stream {stream}" for stream, *_ in lost}
+    # Of a value that names the bytes of another, not all of them are told again.
+    assert len(found.problems) < 3 * len(lost)
 
 
-def _chunks(rows: Rows) -> dict[bytes, bytes]:
-    found = query(rows.url, f"SELECT digest, data FROM {CHUNKS}")
-    return {bytes(digest): bytes(data) for digest, data in found}  # type: ignore[call-overload] # pyright: ignore[reportArgumentType]
-
-
-async def put_twice(saver: Saver, rows: Rows, thread: str) -> set[bytes]:
-    """Replace a thread's checkpoint; the digests that only the replaced one named."""
-    before = rows.digests()
-    await put(saver, config(thread), "1", messages=noise(f"first in {thread}"))
-    replaced = rows.digests() - before
-    await put(saver, config(thread), "1", messages=noise(f"second in {thread}"))
+async def put_twice(saver: Saver, rows: Rows, thread: str) -> set[SegmentKey]:
+    """Replace a thread's checkpoint; the segments that only the replaced one named."""
+    before = rows.held(thread)
+    for number in range(3):
+        first = noise(f"{number} in {thread}")
+        await put(saver, config(thread), "1", messages=first)
+    replaced = rows.held(thread) - before
+    await put(saver, config(thread), "1", messages=noise(f"last in {thread}"))
     return replaced
 
 
@@ -192,15 +219,15 @@ async def test_repair_removes_what_a_replaced_checkpoint_left_and_nothing_else(
     found = await saver.averify()
     assert found.whole
     assert {one.kind for one in found.problems} == {UNREFERENCED}
-    assert {one.digest for one in found.problems} == {digest.hex() for digest in replaced}
+    assert {one.segment for one in found.problems} == set(map(called, replaced))
     assert stored_rows(migrated_url) == before
 
     repaired = await saver.averify(repair=True)
     assert repaired.problems == found.problems
-    assert repaired.removed == len(replaced) > 3
-    checkpoints, writes, chunks, threads = before
-    assert isinstance(chunks, list)
-    left = [row for row in chunks if bytes(row[1]) not in replaced]
+    assert repaired.removed == len(replaced) > 2
+    checkpoints, writes, segments, threads = before
+    assert isinstance(segments, list)
+    left = [row for row in segments if row[1:4] not in replaced]
     assert stored_rows(migrated_url) == [checkpoints, writes, left, threads]
     again = await saver.averify(repair=True)
     assert (again.problems, again.removed, again.whole) == ((), 0, True)
@@ -211,23 +238,22 @@ async def test_repair_keeps_to_the_thread_that_is_named(saver: Saver, migrated_u
     for thread in ("a", "b"):
         await put_twice(saver, rows, thread)
 
-    assert (await saver.averify("a", repair=True)).removed > 3
+    assert (await saver.averify("a", repair=True)).removed > 2
 
     found = await saver.averify()
     assert {one.thread_id for one in found.problems} == {"b"}
 
 
-async def test_chunks_that_a_repair_removed_are_stored_again_when_they_are_put_again(
+async def test_bytes_that_a_repair_removed_are_stored_again_when_they_are_put_again(
     saver: Saver, migrated_url: str
 ) -> None:
     first = await put(saver, THREAD, "1", messages=noise(1))
     async with create_saver(migrated_url) as other:
         await put(other, THREAD, "1", messages=noise(2))
-        assert (await other.averify(repair=True)).removed > 3
+        assert (await other.averify(repair=True)).removed == 1
 
         # This one has put them, and remembers that they are stored.
         again = checkpoint("2", {"messages": noise(1)})
-        again["channel_versions"] = {"messages": "1.messages"}
         await saver.aput(first, again, {}, {})
 
         assert (await other.averify()).whole
@@ -236,19 +262,42 @@ async def test_chunks_that_a_repair_removed_are_stored_again_when_they_are_put_a
     assert read.checkpoint["channel_values"] == {"messages": noise(1)}
 
 
-async def test_an_altered_chunk_that_nothing_names_is_damage_that_repair_removes(
+async def test_an_altered_segment_that_nothing_names_is_damage_that_repair_removes(
     saver: Saver, migrated_url: str
 ) -> None:
-    """Left in place, it would be taken for the chunk by the next put that has it."""
     rows = Rows(migrated_url)
-    digest = min(await put_twice(saver, rows, "a thread"))
-    rows.alter(CHUNKS, "data", f"digest = {rows.literal(digest)}", lambda data: data[1:])
+    key = min(await put_twice(saver, rows, "a thread"))
+    rows.alter(SEGMENTS, "data", where(key), lambda data: data[1:])
 
     found = await saver.averify(repair=True)
-    assert [one.digest for one in found.problems if one.kind is ALTERED] == [digest.hex()]
+    assert [one.segment for one in found.problems if one.kind is ALTERED] == [called(key)]
     assert not found.whole
     again = await saver.averify()
     assert (again.problems, again.whole) == ((), True)
+
+
+async def test_repair_cuts_away_what_nothing_names_of_a_segment(
+    saver: Saver, migrated_url: str
+) -> None:
+    rows = Rows(migrated_url)
+    parent = await put(saver, THREAD, "1", messages=noise(1), other=noise(2))
+    await put(saver, parent, "2", other=noise(2))
+    await put(saver, THREAD, "1")
+    [one] = rows.segments()
+
+    found = await saver.averify(repair=True)
+
+    assert places(found.problems) == [(UNREFERENCED, None, None)]
+    assert found.problems[0].segment == called((one.stream, *one.interval))
+    [kept] = rows.layout("2", "other").slices()
+    assert found.problems[0].detail == f"nothing names more than {kept.start} to {kept.stop}"
+    assert (found.removed, found.whole) == (1, True)
+    [left] = rows.segments()
+    assert (left.stream, *left.interval) == kept
+    assert (await saver.averify()).problems == ()
+    read = await saver.aget_tuple(THREAD)
+    assert read is not None
+    assert read.checkpoint["channel_values"] == {"other": noise(2)}
 
 
 async def test_where_damage_hides_what_is_live_repair_removes_nothing(
@@ -259,39 +308,39 @@ async def test_where_damage_hides_what_is_live_repair_removes_nothing(
         await put_twice(saver, rows, thread)
         await put(saver, config(thread), "2", other=noise(2))
     rows.execute(f"UPDATE {CHECKPOINTS} SET manifest = {rows.literal(b'?')} WHERE {OF_SECOND}")
-    chunks = _chunks_of(rows, "a thread")
+    segments = _segments_of(rows, "a thread")
 
     found = await saver.averify(repair=True)
 
-    assert found.removed > 3
+    assert found.removed > 2
     of_damaged = [one for one in found.problems if one.thread_id == "a thread"]
     expected: list[Place] = [(ProblemKind.UNDECODABLE_MANIFEST, "2", None), (UNDECIDED, None, None)]
     assert places(of_damaged) == expected
     assert {one.kind for one in found.problems if one.thread_id == "another"} == {UNREFERENCED}
-    assert _chunks_of(rows, "a thread") == chunks
+    assert _segments_of(rows, "a thread") == segments
     assert [one.thread_id for one in (await saver.averify()).problems] == ["a thread"] * 2
 
 
-async def test_a_write_that_hides_its_chunks_keeps_them_whatever_else_is_removable(
+async def test_a_write_that_hides_its_segments_keeps_them_whatever_else_is_removable(
     saver: Saver, migrated_url: str
 ) -> None:
-    """A sweep by itself would take it for one that names no chunks."""
+    """A sweep by itself would take it for one that names nothing."""
     rows = Rows(migrated_url)
     altered = min(await put_twice(saver, rows, "a thread"))
     await saver.aput_writes(config(checkpoint_id="1"), [("long", noise("write"))], "a task")
-    rows.alter(CHUNKS, "data", f"digest = {rows.literal(altered)}", lambda data: data[1:])
-    rows.execute(f"UPDATE {WRITES} SET chunked = {rows.truth(value=False)}")
-    chunks = _chunks_of(rows, "a thread")
+    rows.alter(SEGMENTS, "data", where(altered), lambda data: data[1:])
+    rows.execute(f"UPDATE {WRITES} SET sliced = {rows.truth(value=False)}")
+    segments = _segments_of(rows, "a thread")
 
     found = await saver.averify(repair=True)
 
     kinds = [ProblemKind.UNDECODABLE_WRITE, ALTERED, UNDECIDED]
     assert [one.kind for one in found.problems] == kinds
-    assert _chunks_of(rows, "a thread") == chunks
+    assert _segments_of(rows, "a thread") == segments
 
 
-def _chunks_of(rows: Rows, thread: str) -> list[tuple[object, ...]]:
-    return query(rows.url, f"SELECT * FROM {CHUNKS} WHERE thread_id = '{thread}' ORDER BY digest")
+def _segments_of(rows: Rows, thread: str) -> list[tuple[object, ...]]:
+    return query(rows.url, f"SELECT * FROM {SEGMENTS} WHERE thread_id = '{thread}' ORDER BY 2, 3")
 
 
 async def test_damage_that_comes_between_verifying_and_repairing_is_told(
@@ -299,7 +348,7 @@ async def test_damage_that_comes_between_verifying_and_repairing_is_told(
 ) -> None:
     rows = Rows(migrated_url)
     await put_twice(saver, rows, "a thread")
-    chunks = _chunks_of(rows, "a thread")
+    segments = _segments_of(rows, "a thread")
     damaged: list[str] = []
 
     def damage(statement: Statement) -> None:
@@ -315,10 +364,10 @@ async def test_damage_that_comes_between_verifying_and_repairing_is_told(
     assert places(found.problems)[-1] == (UNDECIDED, None, None)
     assert "nothing was deleted" in found.problems[-1].detail
     assert (found.removed, found.whole) == (0, False)
-    assert _chunks_of(rows, "a thread") == chunks
+    assert _segments_of(rows, "a thread") == segments
 
 
-async def test_rows_whose_thread_has_no_row_are_told_and_left(
+async def test_rows_whose_thread_has_no_row_are_told_and_a_repair_makes_it(
     saver: Saver, migrated_url: str
 ) -> None:
     rows = Rows(migrated_url)
@@ -327,19 +376,19 @@ async def test_rows_whose_thread_has_no_row_are_told_and_left(
     rows.execute("DELETE FROM checkpointer_threads WHERE thread_id = 'a thread'")
     before = stored_rows(migrated_url)
 
-    found = await saver.averify(repair=True)
+    found = await saver.averify()
 
     assert found.threads == 2
     assert found.problems[0].kind is ProblemKind.MISSING_THREAD
-    assert "1 checkpoints, 0 writes" in found.problems[0].detail
+    assert "1 checkpoints, 0 writes, 4 segments" in found.problems[0].detail
     assert not found.whole
     assert stored_rows(migrated_url) == before
-    await put(saver, THREAD, "2")
-    assert (await saver.averify(repair=True)).removed > 3
+    repaired = await saver.averify(repair=True)
+    assert (repaired.problems, repaired.removed) == (found.problems, 3)
     assert (await saver.averify()).problems == ()
 
 
-@pytest.mark.parametrize("table", [CHECKPOINTS, WRITES, CHUNKS])
+@pytest.mark.parametrize("table", [CHECKPOINTS, WRITES, SEGMENTS])
 async def test_a_thread_is_found_by_any_of_its_rows(
     saver: Saver, migrated_url: str, table: str
 ) -> None:
@@ -365,7 +414,7 @@ async def test_writes_before_their_checkpoint_are_no_problem(
     await saver.aput_writes(config(checkpoint_id="1"), [("a", noise(1)), ("b", 2)], "a task")
     found = await saver.averify()
     assert (found.problems, found.writes) == ((), 2)
-    assert found.chunks == row_counts(migrated_url)[CHUNKS] > 3
+    assert found.segments == row_counts(migrated_url)[SEGMENTS] == 1
 
 
 async def test_progress_counts_the_threads(saver: Saver) -> None:
@@ -409,7 +458,7 @@ async def test_damage_of_the_checkpoint_itself_has_no_channel(
         await put(saver, THREAD, "1", {"note": long})
     else:
         await put(saver, THREAD, "1", **{f"{n} {long[:300]}{n}": None for n in range(40)})
-    rows.execute(f"DELETE FROM {CHUNKS}")
+    rows.execute(f"DELETE FROM {SEGMENTS}")
 
     found = await saver.averify()
 
@@ -418,11 +467,11 @@ async def test_damage_of_the_checkpoint_itself_has_no_channel(
 
 
 async def test_a_long_checkpoint_under_another_id_is_found(saver: Saver, migrated_url: str) -> None:
-    """So long that its own dict is stored in chunks."""
+    """So long that its own dict is stored by reference."""
     rows = Rows(migrated_url)
     names = {f"{n} {noise(1).hex()[:300]}": None for n in range(40)}
     await put(saver, THREAD, "1", **names)
-    assert rows.digests()
+    assert rows.held()
     rows.execute(f"UPDATE {CHECKPOINTS} SET checkpoint_id = '2'")
 
     [problem] = (await saver.averify()).problems
@@ -446,107 +495,297 @@ async def test_a_store_that_the_serde_cannot_load_is_verified_all_the_same(
         assert (await saver.averify()).whole  # its id is known only to who has the key
 
 
-def _add_chunk(rows: Rows, data: bytes) -> bytes:
-    """Store a chunk of our own making; its digest."""
-    digest = digest_of(data)
-    values = f"'a thread', {rows.literal(digest)}, {rows.literal(data)}"
-    rows.execute(f"INSERT INTO {CHUNKS} (thread_id, digest, data) VALUES ({values})")
-    return digest
+def set_layout(rows: Rows, *parts: Part, data: bytes | None = None, at: str = "1") -> None:
+    """Have the channel `a` of a checkpoint name a value of our own making.
+
+    Args:
+        rows: All rows.
+        parts: The value's parts.
+        data: The bytes that its checksum tells; without them, it tells those of no value.
+        at: The checkpoint.
+    """
+    checksum = hash_of(data or b"").checksum((data or b"")[:HEAD_SIZE])
+
+    def change(stored: bytes) -> bytes:
+        manifest = decode_manifest(stored)
+        value = Value("bytes", Layout(checksum, parts))
+        return encode_manifest(replace(manifest, channels={**manifest.channels, "a": value}))
+
+    rows.alter(
+        CHECKPOINTS, "manifest", f"thread_id = 'a thread' AND checkpoint_id = '{at}'", change
+    )
 
 
-def _set_tree(rows: Rows, size: int, depth: int, digests: bytes) -> None:
-    """Have the channel `a` of the one checkpoint name a tree of our own making."""
+HEAD = bytes(range(HEAD_SIZE))
+DATA = noise("stream", 3000)
+VALUE = HEAD + DATA
 
-    def change(data: bytes) -> bytes:
-        stored = decode_manifest(data)
-        value = Value("bytes", Tree(bytes(HEAD_SIZE), size, depth, digests))
-        channels = {**stored.channels, "a": value}
-        changed = Manifest(stored.version, stored.checkpoint, stored.metadata, channels)
-        return encode_manifest(changed)
+LAYOUTS: dict[str, tuple[Sequence[Part], bytes]] = {
+    "one slice": ([HEAD, Slice(1, 0, 3000)], VALUE),
+    "slices": ([HEAD, Slice(1, 0, 999), Slice(1, 999, 3000)], VALUE),
+    "slices and bytes": ([HEAD, Slice(1, 0, 999), DATA[999:1001], Slice(1, 1001, 3000)], VALUE),
+    "the same again and again": (
+        [HEAD, *[Slice(1, 10, 20)] * (MAX_PARTS - 1)],
+        HEAD + DATA[10:20] * 4095,
+    ),
+    "no head": ([Slice(1, 0, 3000)], DATA),
+    "a head of two": ([HEAD[:7], Slice(1, 0, 3000)], HEAD[:7] + DATA),
+    "a head of slices": ([Slice(1, 0, 5), Slice(1, 5, 30)], DATA[:30]),
+    "a long head": ([VALUE[:40], Slice(1, 24, 30)], VALUE[:46]),
+    "little": ([Slice(1, 7, 9)], DATA[7:9]),
+    "empty bytes": ([b"", HEAD, b"", Slice(1, 0, 9), b""], VALUE[:25]),
+}
 
-    rows.alter(CHECKPOINTS, "manifest", "thread_id = 'a thread'", change)
 
-
-@pytest.mark.parametrize("excess", [-1, 0, 1])
-async def test_the_bytes_of_the_chunks_must_be_those_of_the_value(
-    saver: Saver, migrated_url: str, excess: int
+@pytest.mark.parametrize(("parts", "data"), LAYOUTS.values(), ids=LAYOUTS)
+async def test_a_value_is_whole_if_it_can_be_read(
+    saver: Saver, migrated_url: str, parts: Sequence[Part], data: bytes
 ) -> None:
+    """However a writer lays it out, and wherever rows begin."""
     rows = Rows(migrated_url)
     await put(saver, THREAD, "1", a=None)
-    leaves = b"".join(_add_chunk(rows, noise(n, 300)) for n in range(3))
-    node = _add_chunk(rows, leaves)
-    _set_tree(rows, HEAD_SIZE + 2 * 3 * 300 + excess, 1, node * 2)
+    rows.insert(*segments_of(1, 0, DATA, 700))
+    set_layout(rows, *parts, data=data)
+
+    kinds = {one.kind for one in (await saver.averify()).problems}
+    assert kinds <= {UNREFERENCED}
+    found = await saver.aget_tuple(THREAD)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"a": data}
+
+    set_layout(rows, *parts, data=data + b"x")
+    [problem, *others] = (await saver.averify()).problems
+    assert places([problem]) == [(CONTRADICTORY, "1", "a")]
+    assert f"found {len(data)} bytes that do not match" in problem.detail
+    assert {one.kind for one in others} <= {UNREFERENCED}
+    with pytest.raises(DamagedDataError, match=r"channel 'a'.*checksum"):
+        await saver.aget_tuple(THREAD)
+
+
+async def test_bytes_that_no_segment_holds_are_named(saver: Saver, migrated_url: str) -> None:
+    rows = Rows(migrated_url)
+    await put(saver, THREAD, "1", a=None)
+    pieces = segments_of(1, 0, DATA, 500)
+    rows.insert(*pieces[1:3], pieces[4])
+    set_layout(rows, HEAD, Slice(1, 100, 2900), Slice(2, 5, 7), data=VALUE)
 
     found = await saver.averify()
 
-    expected: list[Place] = [(ProblemKind.CONTRADICTORY_TREE, "1", "a")] if excess else []
-    assert places(found.problems) == expected
-    assert all("the chunks hold 1816 bytes" in one.detail for one in found.problems)
+    gaps = [(1, 100, 500), (1, 1500, 2000), (1, 2500, 2900), (2, 5, 7)]
+    assert [one.segment for one in found.problems] == list(map(called, gaps))
+    assert set(places(found.problems)) == {(MISSING, "1", "a")}
+
+
+async def test_segments_may_overlap_where_their_bytes_agree(
+    saver: Saver, migrated_url: str
+) -> None:
+    """As a copy, a move or a merge may leave them; no one of them is needed."""
+    rows = Rows(migrated_url)
+    await put(saver, THREAD, "1", a=None)
+    for start, stop in [(0, 900), (300, 600), (500, 1700), (900, 901), (1650, 3000), (2000, 3000)]:
+        rows.insert(*segments_of(1, start, DATA[start:stop]))
+    set_layout(rows, HEAD, Slice(1, 0, 3000), data=VALUE)
+
+    assert (await saver.averify()).problems == ()
+    read = await saver.aget_tuple(THREAD)
+    assert read is not None
+    assert read.checkpoint["channel_values"] == {"a": VALUE}
+
+
+@pytest.mark.parametrize(("start", "stop"), [(300, 600), (0, 3000), (2000, 4000)])
+async def test_segments_that_contradict_each_other_are_both_told(
+    saver: Saver, migrated_url: str, start: int, stop: int
+) -> None:
+    """Which of them a reader takes depends on what it reads."""
+    rows = Rows(migrated_url)
+    await put(saver, THREAD, "1", a=None)
+    other = noise("other", 5000)
+    rows.insert(*segments_of(1, 1, DATA[1:] + b"x"), *segments_of(1, start, other[start:stop]))
+    set_layout(rows, HEAD, Slice(1, 1, 3000), data=HEAD + DATA[1:])
+
+    found = await saver.averify(repair=True)
+
+    told = {one.segment for one in found.problems if one.kind is ALTERED}
+    assert told >= {called((1, 1, 3001))}
+    assert places(found.problems)[0] == (ALTERED, "1", "a")
+    assert "found other bytes than in the segment" in found.problems[0].detail
+    assert not found.whole
+
+
+def sealed(codec: int, data: bytes, version: int = FORMAT) -> bytes:
+    """Bytes of our own making, under a seal that is right."""
+    return seal(bytes([version, codec]) + data)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "whole"),
+    ("data", "detail"),
     [
-        ([300, 300, 100], True),
-        ([300, 100, 300], False),
-        ([[300, 300], [300, 100]], True),
-        ([[300, 100], [300, 300]], False),
-        ([[300, 100, 300], [300, 300]], False),
-        ([[300, 300], [300]], True),
-        ([[300], [300, 300]], False),
+        (sealed(0, DATA[:-1]), "found 2999 bytes in the segment"),
+        (sealed(0, DATA + b"x"), "found 3001 bytes in the segment"),
+        (sealed(0, bytes(MAX_SEGMENT + 1)), "expected at most 1048576"),
+        (sealed(1, zstd.compress(bytes(200 << 20))), "expected at most 1048576"),
+        (sealed(1, zstd.compress(DATA)[:-1]), "Zstandard"),
+        (sealed(1, zstd.compress(DATA) * 2), "Zstandard"),
+        (sealed(1, DATA), "Zstandard"),
     ],
+    ids=["short", "long", "too long", "a bomb", "half a frame", "two frames", "no frame"],
 )
-async def test_a_tree_is_whole_if_it_can_be_read(
-    saver: Saver, migrated_url: str, sizes: list[Any], *, whole: bool
+async def test_a_segment_that_is_not_what_its_row_says_is_altered(
+    saver: Saver, migrated_url: str, data: bytes, detail: str
 ) -> None:
-    """No chunk may be shorter than a writer makes them, but for the last of each level."""
     rows = Rows(migrated_url)
     await put(saver, THREAD, "1", a=None)
-    nodes = [part if isinstance(part, list) else [part] for part in sizes]
-    names = count()
-    lists = [b"".join(_add_chunk(rows, noise(next(names), n)) for n in node) for node in nodes]
-    depth = int(isinstance(sizes[0], list))
-    root = b"".join(_add_chunk(rows, digests) if depth else digests for digests in lists)
-    _set_tree(rows, HEAD_SIZE + sum(map(sum, nodes)), depth, root)
+    rows.insert(Segment(1, 0, 3000, data))
+    set_layout(rows, HEAD, Slice(1, 0, 3000), data=VALUE)
+
+    [problem] = (await saver.averify()).problems
+
+    assert (problem.kind, problem.segment) == (ALTERED, called((1, 0, 3000)))
+    assert detail in problem.detail
+
+
+async def test_what_a_newer_version_has_written_is_no_damage(
+    saver: Saver, migrated_url: str
+) -> None:
+    rows = Rows(migrated_url)
+    await put(saver, THREAD, "1", a=None)
+    await put(saver, THREAD, "2", a=None)
+    await saver.aput_writes(config(checkpoint_id="1"), [("b", 1)], "a task")
+    rows.insert(Segment(1, 0, 3000, sealed(2, b"packed otherwise")))
+    rows.insert(Segment(2, 0, 3000, sealed(0, b"of another format", FORMAT + 1)))
+    set_layout(rows, HEAD, Slice(1, 0, 3000), data=VALUE)
+    for table, column in ((CHECKPOINTS, "manifest"), (WRITES, "data")):
+        of = "checkpoint_id = '2'" if table == CHECKPOINTS else "channel = 'b'"
+        rows.alter(table, column, of, lambda _: sealed(2, b"packed otherwise"))
+
+    found = await saver.averify(repair=True)
+
+    assert places(found.problems) == [
+        (TOO_NEW, "2", None),
+        (TOO_NEW, "1", "a"),
+        (TOO_NEW, "1", "b"),
+        (TOO_NEW, None, None),
+        (UNDECIDED, None, None),
+    ]
+    assert all("newer version" in one.detail for one in found.problems[:4])
+    assert (found.whole, found.damaged, found.removed) == (False, False, 0)
+
+
+async def test_a_layout_of_nearly_the_most_bytes_that_there_may_be_is_hashed_in_no_memory(
+    saver: Saver, migrated_url: str
+) -> None:
+    rows = Rows(migrated_url)
+    await put(saver, THREAD, "1", a=None)
+    rows.insert(*segments_of(1, 0, bytes(MAX_SEGMENT)))
+    parts: list[Part] = [HEAD, *[Slice(1, 0, MAX_SEGMENT)] * 511]
+    set_layout(rows, *parts)
+    tracemalloc.start()
+    try:
+        [problem] = (await saver.averify()).problems
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert problem.kind is CONTRADICTORY
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("change", ["stop = 'text'", "stop = 0", "stop = 1.5", "start = X'00'"])
+async def test_a_segment_in_an_impossible_place_is_told(
+    saver: Saver, migrated_url: str, change: str
+) -> None:
+    """SQLite stores anything in any column."""
+    await put(saver, THREAD, "1", messages=noise(1))
+    execute(migrated_url, f"UPDATE {SEGMENTS} SET {change}")
+
+    missing, impossible = (await saver.averify()).problems
+
+    assert places([missing, impossible]) == [(MISSING, "1", "messages"), (ALTERED, None, None)]
+    assert impossible.detail == "found a segment in an impossible place"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes values are hashed of, one after the other."""
+    sizes: list[int] = []
+    after = Hash.after
+
+    def counted(self: Hash, data: bytes) -> Hash:
+        sizes.append(len(data))
+        return after(self, data)
+
+    monkeypatch.setattr(Hash, "after", counted)
+    return sizes
+
+
+async def test_a_value_that_goes_on_from_another_is_hashed_from_there(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, hashed: list[int]
+) -> None:
+    monkeypatch.setattr(verification, "PAGE", 7)
+    parent, long = THREAD, noise(1, 200_000)
+    for number in range(100):
+        values = {"messages": long[: 1000 + number * 2000], "other": noise(2)}
+        parent = await put(saver, parent, f"{number:03}", {}, **values)
+    hashed.clear()
 
     found = await saver.averify()
 
-    expected: list[Place] = [] if whole else [(ProblemKind.CONTRADICTORY_TREE, "1", "a")]
-    assert places(found.problems) == expected
-    if whole:
-        assert await saver.aget_tuple(THREAD) is not None
-    else:
-        with pytest.raises(DamagedDataError, match="channel 'a'"):
-            await saver.aget_tuple(THREAD)
+    assert (found.checkpoints, found.problems) == (100, ())
+    # About twice what is stored, as small slices are stored anew from time to time.
+    assert 220_000 < sum(hashed) < 600_000
 
 
-async def test_a_node_that_is_no_list_of_digests_is_found(saver: Saver, migrated_url: str) -> None:
-    rows = Rows(migrated_url)
-    await put(saver, THREAD, "1", a=None)
-    node = _add_chunk(rows, bytes(DIGEST_SIZE + 1))
-    _set_tree(rows, 1_000, 1, node)
-
-    [problem] = (await saver.averify()).problems
-
-    assert places([problem]) == [(ProblemKind.CONTRADICTORY_TREE, "1", "a")]
-    assert problem.digest == node.hex()
-
-
-async def test_a_tree_that_names_its_chunks_again_and_again_is_soon_seen_through(
-    saver: Saver, migrated_url: str
+async def test_a_stream_that_grows_is_hashed_from_where_it_ended(
+    saver: Saver, migrated_url: str, hashed: list[int]
 ) -> None:
-    """Of 64 to the power of 16 chunks if each were followed."""
     rows = Rows(migrated_url)
-    await put(saver, THREAD, "1", a=None)
-    digest = _add_chunk(rows, b"x" * 300)
-    for _ in range(16):
-        digest = _add_chunk(rows, digest * 64)
-    _set_tree(rows, 1_000, 16, digest)
+    long = noise(1, 50_000)
+    for number in range(1, 6):
+        await put(saver, THREAD, f"{number}", a=None)
+        set_layout(
+            rows,
+            HEAD,
+            Slice(1, 0, number * 10_000),
+            data=HEAD + long[: number * 10_000],
+            at=f"{number}",
+        )
+    pieces = segments_of(1, 0, long, 7_000)
+    rows.insert(*pieces)
+    hashed.clear()
 
-    [problem] = (await saver.averify()).problems
+    assert (await saver.averify()).problems == ()
+    assert sum(hashed) == 50_000
 
-    assert problem.kind is ProblemKind.CONTRADICTORY_TREE
-    assert f"the chunks hold {HEAD_SIZE + 300 * 64**16} bytes" in problem.detail
+    rows.lose([(1, *pieces[3].interval)])
+    rows.alter(SEGMENTS, "data", "start = 35000", lambda data: data[1:])
+    found = await saver.averify()
+    assert places(found.problems) == [
+        (MISSING, "3", "a"),
+        (ALTERED, "4", "a"),
+        (MISSING, "5", "a"),
+    ]
+
+
+async def test_hashes_that_are_no_longer_kept_are_made_again(
+    saver: Saver, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, long = THREAD, noise(1, 100_000)
+    for number in range(40):
+        parent = await put(saver, parent, f"{number:03}", a=long[: 1000 + number * 2000])
+    rows = Rows(migrated_url)
+    lost = sorted(rows.held())[::9]
+    whole = await saver.averify()
+    rows.lose(lost)
+    found = await saver.averify()
+    monkeypatch.setattr(soundness, "BEGINNINGS", 8)
+    monkeypatch.setattr(soundness, "PLANNED", 100)
+    monkeypatch.setattr(holdings, "KEPT", 100)
+    monkeypatch.setattr(holdings, "BYTES", 100)
+    monkeypatch.setattr(holdings, "KEYS", 2)
+
+    assert whole.problems == ()
+    assert len(found.problems) > 10
+    assert await saver.averify() == found
 
 
 async def test_no_more_than_a_page_of_rows_is_held_at_once(
@@ -554,17 +793,18 @@ async def test_no_more_than_a_page_of_rows_is_held_at_once(
 ) -> None:
     rows = Rows(migrated_url)
     async with create_saver(migrated_url) as saver:
-        await put(saver, THREAD, "00", messages=noise("long", 1_500_000))
+        await put(saver, THREAD, "00", messages=noise("long", 900_000))
+        cut(rows, rows.layout("00", "messages"), 5_000)
         for number in range(1, 11):
             for namespace in ("", "inner"):
-                where = config(checkpoint_ns=namespace)
-                at = await put(saver, where, f"{number:02}", messages=noise(number))
+                at = config(checkpoint_ns=namespace)
+                at = await put(saver, at, f"{number:02}", messages=noise(number))
                 writes = [("long", noise(number + 100)), ("b", 1), ("c", 2)]
                 await saver.aput_writes(at, writes, "a task")
         for number in range(5):
             await put(saver, config(f"thread {number}"), "1", messages=noise(number))
         whole = await saver.averify()
-    lost = sorted(rows.digests())[::40]
+    lost = sorted(rows.held())[::10]
     rows.lose(lost)
     lengths: list[int] = []
     sizes: list[int] = []
@@ -578,7 +818,8 @@ async def test_no_more_than_a_page_of_rows_is_held_at_once(
 
     async with create_saver(migrated_url, cache_bytes=0) as saver:
         found = await saver.averify()
-        monkeypatch.setattr(soundness, "CHUNKS", 16)
+        monkeypatch.setattr(holdings, "KEYS", 16)
+        monkeypatch.setattr(holdings, "BYTES", 30_000)
         monkeypatch.setattr(verification, "PAGE", 2)
         monkeypatch.setattr(DriverConnection, "fetch", measured)
         in_pages = await saver.averify()
@@ -588,23 +829,24 @@ async def test_no_more_than_a_page_of_rows_is_held_at_once(
     assert in_pages.problems == found.problems
     assert len(found.problems) >= len(lost) > 10
     assert found.bytes == in_pages.bytes > 800_000
-    # Ranges hold 16 as a rule; the long value's tree alone has about 100 nodes.
     assert max(lengths) < 50
     assert max(sizes) < 50_000
 
 
-async def test_what_many_checkpoints_share_is_followed_once(
-    saver: Saver, monkeypatch: pytest.MonkeyPatch
+async def test_what_many_checkpoints_share_is_read_once(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, hashed: list[int]
 ) -> None:
     monkeypatch.setattr(verification, "PAGE", 2)
     parent, long = THREAD, noise(1, 100_000)
     for number in range(20):
         parent = await put(saver, parent, f"{number:02}", {}, messages=long)
+    hashed.clear()
     with statements() as seen:
         found = await saver.averify()
-    reading = [one for one in seen if one.sql.startswith(f"SELECT {CHUNKS}.digest, {CHUNKS}.data")]
+    reading = [one for one in seen if f"{SEGMENTS}.data" in one.sql and "length" not in one.sql]
     assert (found.checkpoints, found.problems) == (20, ())
-    assert len(reading) == 2  # all chunks, and the nodes among them
+    assert len(reading) == 1
+    assert 99_000 < sum(hashed) < 101_000
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
@@ -623,7 +865,7 @@ async def test_text_that_is_no_utf_8_is_told_and_other_threads_are_verified(
     execute(
         migrated_url,
         f"UPDATE {CHECKPOINTS} SET {column} = CAST(X'ff' AS TEXT) WHERE thread_id = 'b'",
-        f"DELETE FROM {CHUNKS} WHERE thread_id = 'c'",
+        f"DELETE FROM {SEGMENTS} WHERE thread_id = 'c'",
     )
 
     found = await saver.averify()
@@ -648,7 +890,7 @@ async def test_a_key_that_is_no_utf_8_is_damage_to_a_list(saver: Saver, migrated
 @pytest.mark.parametrize(
     ("column", "kind"),
     [
-        (f"{CHUNKS} SET data", ALTERED),
+        (f"{SEGMENTS} SET data", ALTERED),
         (f"{CHECKPOINTS} SET manifest", ProblemKind.UNDECODABLE_MANIFEST),
         (f"{WRITES} SET data", ProblemKind.UNDECODABLE_WRITE),
     ],
@@ -680,7 +922,7 @@ async def test_metadata_for_filters_that_is_no_object_is_told_and_ends_no_repair
     found = await saver.averify(repair=True)
 
     assert places(found.problems)[0] == (ProblemKind.UNDECODABLE_METADATA, "1", None)
-    assert found.removed == len(found.problems) - 1 > 3
+    assert found.removed == len(found.problems) - 1 > 2
     assert await saver.aget_tuple(THREAD) is not None
     with pytest.raises(DamagedDataError, match=r"checkpoint '1'.*projection.*nothing was deleted"):
         await saver.aprune(["a thread"])

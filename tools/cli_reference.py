@@ -68,9 +68,9 @@ _CHECKPOINT: Final = (
 )
 _THREADS: Final = "`thread_id`, `created_at`, `updated_at`, `checkpoints`, `stored_bytes`"
 _PRUNED: Final = (
-    "`dry_run`, `examined`, `checkpoints`, `writes`, `chunks`, `bytes`, `deleted_threads`, "
-    "`threads` (`thread_id`, `deleted`, `checkpoints` by namespace, `writes`, `chunks`, `bytes`), "
-    "`damaged`, `skipped` (reasons by thread)"
+    "`dry_run`, `examined`, `checkpoints`, `writes`, `segments`, `bytes`, `deleted_threads`, "
+    "`threads` (`thread_id`, `deleted`, `checkpoints` by namespace, `writes`, `segments`, "
+    "`bytes`), `damaged`, `skipped` (reasons by thread)"
 )
 _MOVED: Final = (
     "`source`, `target` (`database`, `schema`), `threads`, `skipped`, `checkpoints`, `writes`, "
@@ -103,9 +103,9 @@ KEYS: Final = {
     "copy": _MOVED,
     "import": _MOVED,
     "verify": (
-        "`database`, `schema`, `whole`, `threads`, `checkpoints`, `writes`, `chunks`, `bytes`, "
-        "`unreferenced`, `removed`, `problems` (`kind`, `thread_id`, `checkpoint_ns`, "
-        "`checkpoint_id`, `channel`, `digest`, `detail`)"
+        "`database`, `schema`, `whole`, `damaged`, `threads`, `checkpoints`, `writes`, `segments`, "
+        "`bytes`, `unreferenced`, `removed`, `problems` (`kind`, `thread_id`, `checkpoint_ns`, "
+        "`checkpoint_id`, `channel`, `segment`, `detail`)"
     ),
 }
 """The keys of each command's JSON."""

@@ -119,7 +119,7 @@ def verify(
     schema: Schema = None,
     thread: Annotated[str | None, typer.Option(metavar="THREAD", help="This thread alone.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove the chunks that nothing names; asks before.")
+        bool, typer.Option("--repair", help="Remove the bytes that nothing names; asks before.")
     ] = False,
     yes: Yes = False,
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ from checkpointer.commands.points import missing
 from checkpointer.commands.target import Target
 from checkpointer.problems import ProblemKind, Verification
 
-_GOES: Final = "Chunks that nothing names go from"
+_GOES: Final = "Bytes that nothing names go from"
 _FINAL: Final = "This cannot be undone. Go on?"
 
 
@@ -38,10 +38,11 @@ async def verify(
             {
                 **target.names,
                 "whole": found.whole,
+                "damaged": found.damaged,
                 "threads": found.threads,
                 "checkpoints": found.checkpoints,
                 "writes": found.writes,
-                "chunks": found.chunks,
+                "segments": found.segments,
                 "bytes": found.bytes,
                 "unreferenced": _unreferenced(found),
                 "removed": found.removed,
@@ -56,21 +57,31 @@ async def verify(
 
 
 def _unreferenced(found: Verification) -> int:
-    return sum(one.kind is ProblemKind.UNREFERENCED_CHUNK for one in found.problems)
+    return sum(one.kind is ProblemKind.UNREFERENCED_SEGMENT for one in found.problems)
 
 
 def _summary(found: Verification, where: str, *, repair: bool) -> str:
     garbage = _unreferenced(found)
-    damages = count(len(found.problems) - garbage, "problem")
-    state = "is whole" if found.whole else f"is damaged, {damages}"
+    problems = count(len(found.problems) - garbage, "problem")
+    state, mend = _state(found, problems)
     read = (
         f"read {count(found.threads, 'thread')}, {count(found.checkpoints, 'checkpoint')}, "
-        f"{count(found.writes, 'write')} and {count(found.chunks, 'chunk')} of {size(found.bytes)}"
+        f"{count(found.writes, 'write')} and {count(found.segments, 'segment')} of "
+        f"{size(found.bytes)}"
     )
-    rest = f"; {count(garbage, 'chunk')} that nothing names"
+    rest = f"; {count(garbage, 'segment')} that nothing names"
     if repair:
         rest += f", {found.removed} removed"
     elif garbage:
         rest += " (--repair removes them)" if garbage > 1 else " (--repair removes it)"
-    mend = "" if found.whole else "; restore these rows from a backup, or delete their threads"
     return f"{where} {state}: {read}{rest if garbage else ''}{mend}"
+
+
+def _state(found: Verification, problems: str) -> tuple[str, str]:
+    """How the store is, and what mends it."""
+    if found.whole:
+        return "is whole", ""
+    if found.damaged:
+        mend = "; restore these rows from a backup, or delete their threads"
+        return f"is damaged, {problems}", mend
+    return f"cannot all be read, {problems}", "; verify it with the version that wrote these rows"

@@ -36,7 +36,7 @@ def _escaped(character: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 chunk", "2 chunks"."""
+    """A number with its noun: "1 write", "2 writes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -135,11 +135,11 @@ def _noted(report: PruneReport) -> int:
 
 
 def _print_plan(plan: PruneReport) -> None:
-    numbers = ("checkpoints", "writes", "chunks", "bytes")
+    numbers = ("checkpoints", "writes", "segments", "bytes")
     table = terminal.table("thread", "goes", *numbers, right=numbers)
     for one in plan.threads[:SHOWN]:
         checkpoints = sum(map(len, one.checkpoints.values()))
-        figures = (checkpoints, one.writes, one.chunks)
+        figures = (checkpoints, one.writes, one.segments)
         goes = "whole" if one.deleted else "in part"
         table.add_row(terminal.text(one.thread_id), goes, *map(str, figures), size(one.bytes))
     terminal.put(table)
@@ -162,7 +162,7 @@ def _document(report: PruneReport) -> dict[str, Any]:
             "deleted": one.deleted,
             "checkpoints": {ns: list(ids) for ns, ids in one.checkpoints.items()},
             "writes": one.writes,
-            "chunks": one.chunks,
+            "segments": one.segments,
             "bytes": one.bytes,
         }
         for one in report.threads
@@ -172,7 +172,7 @@ def _document(report: PruneReport) -> dict[str, Any]:
         "examined": report.examined,
         "checkpoints": report.checkpoints,
         "writes": report.writes,
-        "chunks": report.chunks,
+        "segments": report.segments,
         "bytes": report.bytes,
         "deleted_threads": report.deleted_threads,
         "threads": named,

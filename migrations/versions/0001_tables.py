@@ -1,4 +1,4 @@
-"""The first tables: threads, checkpoints, pending writes, chunks.
+"""The first tables: threads, checkpoints, pending writes, segments.
 
 Revision: 0001.
 """
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from checkpointer.tables import SetFillfactor
+from checkpointer.tables import KeepUncompressed, SetFillfactor
 
 revision: Final[str] = "0001"
 down_revision: Final[str | None] = None
@@ -36,7 +36,7 @@ def upgrade() -> None:
     threads = op.create_table(
         "checkpointer_threads",
         _column("thread_id", TEXT),
-        _column("epoch", sa.BigInteger()),
+        _column("state", sa.BigInteger()),
         _column("created_at", TIME),
         _column("updated_at", TIME),
         sa.PrimaryKeyConstraint("thread_id", name="checkpointer_threads_pkey"),
@@ -44,7 +44,7 @@ def upgrade() -> None:
     )
     if op.get_context().dialect.name == "postgresql":
         op.execute(SetFillfactor(threads, 50))
-    op.create_table(
+    checkpoints = op.create_table(
         "checkpointer_checkpoints",
         _column("thread_id", TEXT),
         _column("checkpoint_ns", TEXT),
@@ -72,7 +72,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("run_id IS NOT NULL"),
         schema=schema,
     )
-    op.create_table(
+    writes = op.create_table(
         "checkpointer_writes",
         _column("thread_id", TEXT),
         _column("checkpoint_ns", TEXT),
@@ -82,7 +82,7 @@ def upgrade() -> None:
         _column("task_path", TEXT),
         _column("channel", TEXT),
         _column("data", sa.LargeBinary()),
-        _column("chunked", sa.Boolean()),
+        _column("sliced", sa.Boolean()),
         sa.PrimaryKeyConstraint(
             "thread_id",
             "checkpoint_ns",
@@ -93,20 +93,28 @@ def upgrade() -> None:
         ),
         schema=schema,
     )
-    op.create_table(
-        "checkpointer_chunks",
+    segments = op.create_table(
+        "checkpointer_segments",
         _column("thread_id", TEXT),
-        _column("digest", sa.LargeBinary()),
+        _column("stream_id", sa.BigInteger()),
+        _column("start", sa.BigInteger()),
+        _column("stop", sa.BigInteger()),
         _column("data", sa.LargeBinary()),
-        sa.PrimaryKeyConstraint("thread_id", "digest", name="checkpointer_chunks_pkey"),
+        sa.PrimaryKeyConstraint(
+            "thread_id", "stream_id", "start", name="checkpointer_segments_pkey"
+        ),
         schema=schema,
     )
+    if op.get_context().dialect.name == "postgresql":
+        op.execute(KeepUncompressed(checkpoints, "manifest"))
+        op.execute(KeepUncompressed(writes, "data"))
+        op.execute(KeepUncompressed(segments, "data"))
 
 
 def downgrade() -> None:
     """Drop the tables with all that is in them."""
     schema = op.get_context().version_table_schema
-    op.drop_table("checkpointer_chunks", schema=schema)
+    op.drop_table("checkpointer_segments", schema=schema)
     op.drop_table("checkpointer_writes", schema=schema)
     op.drop_table("checkpointer_checkpoints", schema=schema)
     op.drop_table("checkpointer_threads", schema=schema)

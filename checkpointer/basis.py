@@ -1,0 +1,128 @@
+"""What a put builds on: the stored values whose bytes it may name instead of storing them again."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from checkpointer.manifest import Value
+from checkpointer.memory import Known, KnownCheckpoint
+from checkpointer.records import Namespace, Put
+from checkpointer.sealing import FormatError
+from checkpointer.sharing import Source, Whole
+from checkpointer.slices import Layout, Segments
+
+CheckpointKey: TypeAlias = tuple[str, str]
+"""Namespace and id of a checkpoint."""
+
+
+@dataclass(slots=True)
+class Basis:
+    """What is stored already of the values that a put may share.
+
+    Attributes:
+        known: What the database must confirm before any of it is named.
+        state: The state of the thread's row, where it was read.
+        parent: The put's parent.
+        others: Further checkpoints.
+        wholes: The bytes of their long values.
+        segments: Where to take those from that are not at hand.
+    """
+
+    known: Known | None = None
+    parent: KnownCheckpoint | None = None
+    others: list[KnownCheckpoint] = field(default_factory=list)
+    wholes: dict[Layout, Whole] = field(default_factory=dict)
+    segments: Segments = field(default_factory=Segments)
+    state: int | None = None
+
+    def complete(self) -> None:
+        """Put together the values that are not at hand; those that are damaged are left out."""
+        for layout in self.layouts():
+            if layout not in self.wholes and self.segments:
+                try:
+                    self.wholes[layout] = Whole(*self.segments.join(layout))
+                except FormatError:
+                    continue  # whoever reads it is told; here, its bytes are only stored again
+
+    @property
+    def size(self) -> int:
+        """The bytes of the values that are not at hand."""
+        return sum(one.size for one in self.layouts() if one not in self.wholes)
+
+    def unchanged(
+        self, versions: Mapping[str, Any], new_versions: Collection[str]
+    ) -> dict[str, Value]:
+        """The parent's values that a child keeps, but for those that cannot be read."""
+        if self.parent is None:
+            return {}
+        found = self.parent.unchanged(versions, new_versions)
+        return {
+            name: value
+            for name, value in found.items()
+            if (layout := value.layout()) is None or layout in self.wholes
+        }
+
+    def whole(self, value: Value) -> Whole | None:
+        """The bytes of a long value."""
+        layout = value.layout()
+        return None if layout is None else self.wholes.get(layout)
+
+    def sources(self, channel: str | None) -> list[Source]:
+        """The long values that a new one may share, the likeliest first.
+
+        Args:
+            channel: The channel that the new one belongs to, if any.
+        """
+        layouts: dict[Layout, None] = {}
+        for one in filter(None, [self.parent, *self.others]):
+            value = one.channels.get(channel) if channel is not None else None
+            if value is not None and (layout := value.layout()) is not None:
+                layouts[layout] = None
+        layouts |= dict.fromkeys(self.layouts())
+        return [(self.wholes[one], one) for one in layouts if one in self.wholes]
+
+    def layouts(self) -> list[Layout]:
+        """The layouts of all these values."""
+        return [
+            layout for one in filter(None, [self.parent, *self.others]) for layout in one.layouts()
+        ]
+
+
+class New(ABC):
+    """A checkpoint or writes that were dumped, and are encoded on a basis."""
+
+    __slots__ = ()
+
+    namespace: Namespace
+    """Where it goes."""
+
+    parent: str | None
+    """The checkpoint that it is a child of, or that the writes belong to."""
+
+    size: int
+    """How many bytes were dumped."""
+
+    known: Known | None
+    """What was known of the thread when it was dumped, if it keeps any of that."""
+
+    required: list[CheckpointKey]
+    """The checkpoints whose values it may share."""
+
+    @property
+    @abstractmethod
+    def builds_on_others(self) -> bool:
+        """Whether it has a long value, or keeps one."""
+
+    @property
+    @abstractmethod
+    def is_long(self) -> bool:
+        """Whether it has a long value of its own."""
+
+    @abstractmethod
+    def versions_of(self, tag: str, data: bytes) -> Mapping[str, Any]:
+        """The versions of a stored checkpoint's channels."""
+
+    @abstractmethod
+    def encode(self, basis: Basis) -> Put:
+        """What is stored of it, on the basis of what is stored already."""
