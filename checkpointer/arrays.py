@@ -24,20 +24,20 @@ PUTS: Final = {
     "writes": writes,
     "special": writes,
 }
-"""The sets of rows that a batch of puts consists of, with their tables."""
+"""The sets of rows in a batch of puts, with their tables."""
 
 REPLACING: Final = {"checkpoints", "special"}
-"""Those of the sets whose rows take the place of others with their key."""
+"""The sets whose rows replace rows with the same key."""
 
 
 @cache
 def put_at_once(dialect: Dialect, names: frozenset[str], *, passes_over: bool = False) -> Any:
     """A whole batch in one statement: rows come as one array a column (see `arrays`).
 
-    The parameters of each thread are its id, the state that is expected, the next one, and a fresh
-    one for a new row. Where a state is expected and the row shows neither it nor the next one,
-    nothing of the thread is stored. The next state shows that this very batch was stored before,
-    and its acknowledgement lost.
+    The parameters of each thread are its id, the expected state, the next state, and a state for a
+    new row. If a state is expected, and the row shows neither that one nor the next one, nothing of
+    the thread is stored. If the row shows the next state, this batch was stored before, and its
+    answer was lost.
 
     Args:
         dialect: The kind of database.
@@ -45,8 +45,8 @@ def put_at_once(dialect: Dialect, names: frozenset[str], *, passes_over: bool = 
         passes_over: Leave out the threads whose rows others hold, instead of waiting for them.
 
     Returns:
-        The threads whose rows were stored, with the state that they show, and without a state those
-        that were passed over.
+        The threads whose rows were stored, with their states. Threads that were passed over have no
+        state.
     """
     others = _held_by_others() if passes_over else None
     held = _held(_touched(dialect, others))
@@ -56,7 +56,7 @@ def put_at_once(dialect: Dialect, names: frozenset[str], *, passes_over: bool = 
         rows = _unnested(name, *table.c)
         columns = table.c.keys()
         values = sa.select(*(_as_stored(rows.c[c], table.c[c].type) for c in columns))
-        # IS TRUE keeps the planner from making a join of it, which compares each with each.
+        # IS TRUE keeps the planner from making a join, which would compare each row with each.
         values = values.where(rows.c.thread_id.in_(is_held).is_(sa.true()))
         statement = dialect.insert(table).from_select(columns, values)
         replaces = name in REPLACING
@@ -75,11 +75,11 @@ def _touched(dialect: Dialect, others: sa.FromClause | None) -> sa.CTE:
     t = threads.c
     given = _unnested("threads", t.thread_id, t.state)
     now = bindparam("now", type_=t.updated_at.type)
-    # Also where a state is expected, and the thread was deleted: the put is refused, then made
-    # again. A look for the row first would have the server plan the statement anew each time: it
-    # expects ten threads, and the look seems dear.
+    # If a state is expected and the thread was deleted, this makes its row, too. Then the put is
+    # refused, and the row is deleted again. If the statement looked for the row first, the server
+    # would plan it anew each time: it expects ten threads, and takes the look for expensive.
     rows = sa.select(given.c.thread_id, given.c.state, now, now)
-    if others is not None:  # NOT IN, as IS TRUE above, keeps the planner from making a join of it
+    if others is not None:  # like IS TRUE above, NOT IN keeps the planner from making a join
         rows = rows.where(given.c.thread_id.not_in(sa.select(others.c.thread_id)))
     insert = dialect.insert(threads).from_select(
         ["thread_id", "state", "created_at", "updated_at"], rows
@@ -97,7 +97,7 @@ def _touched(dialect: Dialect, others: sa.FromClause | None) -> sa.CTE:
 
 
 def _held(touched: sa.CTE) -> sa.CTE:
-    """Those of the touched threads that a put may rely on: not one that had to be made anew."""
+    """The touched threads whose puts are stored: not a new row where a state is expected."""
     t = touched.c
     fits = t.state == sa.func.coalesce(_following(t.thread_id), t.state)
     held = sa.select(t.thread_id, t.state).where(sa.or_(_expected(t.thread_id).is_(None), fits))
@@ -128,10 +128,10 @@ def _by_thread(name: str, thread_id: sa.ColumnElement[str]) -> Any:
 
 
 def _threads_there(name: str, *, lock: bool) -> sa.CTE:
-    """Those of the threads that have a row; with `lock`, those alone that nobody else holds."""
+    """The threads that have a row; with `lock`, only those that nobody else holds."""
     t, asked = threads.c, _unnested("threads", threads.c.thread_id)
     one = sa.select(t.thread_id).where(t.thread_id == asked.c.thread_id).correlate(asked)
-    # One by one, as a lock or an offset has it: all at once may be answered by a scan.
+    # A lock or an offset makes the planner look for them one by one: for all at once, it may scan.
     one = one.with_for_update(skip_locked=True) if lock else one.offset(0)
     there = one.lateral("there")
     return sa.select(there.c.thread_id).join_from(asked, there, sa.true()).cte(name)
@@ -146,9 +146,9 @@ def _array(name: str, type_: sa.types.TypeEngine[Any]) -> Any:
 def segments_at_once(dialect: Dialect) -> AnySelect:
     """The segments that hold some slices, see `slices_wanted`.
 
-    A slice begins in the last segment that begins no later. Found by its key: a condition on `stop`
-    would read all segments of the stream that come before. Where segments overlap, one may be
-    passed over: see `Store.segments`.
+    A slice begins in the last segment that begins no later than the slice. That segment is found by
+    its key: a condition on `stop` would read all earlier segments of the stream, too. Where
+    segments overlap, one may be missed: `gather` reads the whole stream then.
     """
     s = segments.c
     if dialect.has_arrays:
@@ -159,7 +159,7 @@ def segments_at_once(dialect: Dialect) -> AnySelect:
         sa.func.json_extract(each.c.value, f"$[{place}]", type_=column.type).label(column.name)
         for place, column in enumerate((s.stream_id, s.start, s.stop))
     ]
-    # Not in the JSON, which ends a text at a NUL.
+    # Not in the JSON: SQLite's JSON ends a text at a NUL.
     thread_id = bindparam("of_thread", type_=s.thread_id.type).label("thread_id")
     return _covering(sa.select(thread_id, *parts).subquery("wanted"))
 
@@ -167,7 +167,7 @@ def segments_at_once(dialect: Dialect) -> AnySelect:
 def slices_wanted(dialect: Dialect, slices: Collection[tuple[str, int, int, int]]) -> Any:
     """The parameters of `segments_at_once`: thread, stream, start and stop of each slice.
 
-    Without arrays, all must be of one thread.
+    On a database without arrays, all must be of one thread.
     """
     if not dialect.has_arrays:
         [thread_id] = {one[0] for one in slices}

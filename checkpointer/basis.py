@@ -21,12 +21,12 @@ class Basis:
     """What is stored already of the values that a put may share.
 
     Attributes:
-        known: What the database must confirm before any of it is named.
+        known: What the database must confirm before a put names any of these bytes.
         state: The state of the thread's row, where it was read.
         parent: The put's parent.
-        others: Further checkpoints.
+        others: Further checkpoints whose values it may share.
         wholes: The bytes of their long values.
-        segments: Where to take those from that are not at hand.
+        segments: Where to find the bytes that are not in `wholes`.
     """
 
     known: Known | None = None
@@ -37,23 +37,23 @@ class Basis:
     state: int | None = None
 
     def complete(self) -> None:
-        """Put together the values that are not at hand; those that are damaged are left out."""
+        """Join the values that are not in `wholes`, except damaged ones."""
         for layout in self.layouts():
             if layout not in self.wholes and self.segments:
                 try:
                     self.wholes[layout] = Whole(*self.segments.join(layout))
                 except FormatError:
-                    continue  # whoever reads it is told; here, its bytes are only stored again
+                    continue  # a read raises the error; here, its bytes are only stored again
 
     @property
     def size(self) -> int:
-        """The bytes of the values that are not at hand."""
+        """How many bytes the values have that are not in `wholes`."""
         return sum(one.size for one in self.layouts() if one not in self.wholes)
 
     def unchanged(
         self, versions: Mapping[str, Any], new_versions: Collection[str]
     ) -> dict[str, Value]:
-        """The parent's values that a child keeps, but for those that cannot be read."""
+        """The parent's values that a child keeps, except those that cannot be read."""
         if self.parent is None:
             return {}
         found = self.parent.unchanged(versions, new_versions)
@@ -90,7 +90,7 @@ class Basis:
 
 
 class New(ABC):
-    """A checkpoint or writes that were dumped, and are encoded on a basis."""
+    """A checkpoint or writes that were dumped, and will be encoded on a basis."""
 
     __slots__ = ()
 
@@ -104,7 +104,7 @@ class New(ABC):
     """How many bytes were dumped."""
 
     known: Known | None
-    """What was known of the thread when it was dumped, if it keeps any of that."""
+    """What was known of the thread when this was dumped, if this keeps a value of its parent."""
 
     required: list[CheckpointKey]
     """The checkpoints whose values it may share."""
@@ -112,7 +112,7 @@ class New(ABC):
     @property
     @abstractmethod
     def builds_on_others(self) -> bool:
-        """Whether it has a long value, or keeps one."""
+        """Whether it has a long value, or keeps any value of its parent."""
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """Checkpoints and writes that were dumped, and are laid out on what is stored already.
 
-A draft needs no object of the caller's any more: made again, it stores the same.
+A draft no longer needs the caller's objects: if it is encoded again, it stores the same values.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ CHANNEL_INLINE: Final = 256
 """Bytes up to which a channel's value stays in the manifest: about what a segment's row costs."""
 
 BODY_INLINE: Final = 4096
-"""The same for parts that hardly ever repeat, so that bytes of them would not be shared: the
-checkpoint without its values, metadata, pending writes."""
+"""The same for the checkpoint without its values, for metadata and for pending writes. They hardly
+ever repeat, so a segment of their bytes would not be shared."""
 
 Dumped: TypeAlias = tuple[str, bytes]
 """What the serde made of a value: its type tag, and its bytes."""
@@ -53,22 +53,22 @@ class _Layouts:
 
 @dataclass(slots=True)
 class NewCheckpoint(New):
-    """A checkpoint to store. It needs no object of the caller's any more.
+    """A checkpoint to store. It no longer needs the caller's objects.
 
     Attributes:
         namespace: Where it goes.
         parent: The id of its parent.
         size: How many bytes were dumped.
-        known: What was known of the thread when it was dumped.
+        known: What was known of the thread when it was dumped, if a value is kept.
         required: The checkpoints whose values it may share.
-        serde: What has dumped it.
-        row: Its row, but for the manifest.
+        serde: The serde that has dumped it.
+        row: Its row without the manifest.
         version: The version of LangGraph's format.
         versions: The versions of its channels.
-        new_versions: The channels that are new for certain.
+        new_versions: The channels that certainly have a new value.
         names: Its channels, in order.
         dumped: The values that were dumped.
-        kept: The values that were not: those of its parent, and their bytes if they are long.
+        kept: The values of its parent that were not dumped, and their bytes if they are long.
         parts: The checkpoint without its values, and its metadata.
     """
 
@@ -105,10 +105,10 @@ class NewCheckpoint(New):
         return bool(self.kept) or self.is_long
 
     def versions_of(self, tag: str, data: bytes) -> Mapping[str, Any]:
-        """The versions of a stored checkpoint's channels; none where they cannot be told."""
+        """The versions of a stored checkpoint's channels; none if they cannot be read."""
         try:
             found = self.serde.loads_typed((tag, data))["channel_versions"]
-        except Exception:  # noqa: BLE001 - of whatever a serde raises; then nothing is kept
+        except Exception:  # noqa: BLE001 - a serde may raise anything; then nothing is kept
             return {}
         return found if isinstance(found, Mapping) else {}
 
@@ -139,7 +139,7 @@ class NewCheckpoint(New):
         )
 
     def _dumped_value(self, name: str) -> Dumped:
-        """A channel's value when the put was called: dumped then, or kept of its parent."""
+        """A channel's value when the put was called: dumped then, or kept from its parent."""
         if name in self.dumped:
             return self.dumped[name]
         value, whole = self.kept[name]
@@ -150,15 +150,15 @@ class NewCheckpoint(New):
 
 @dataclass(slots=True)
 class NewWrites(New):
-    """Pending writes to store. They need no object of the caller's any more.
+    """Pending writes to store. They no longer need the caller's objects.
 
     Attributes:
         namespace: Where they go.
         parent: The checkpoint that they belong to.
         size: How many bytes were dumped.
         required: The checkpoints whose values they may share.
-        rows: Their rows but for the values, and these.
-        known: Nothing: nothing is kept of others.
+        rows: For each write, its row without the value, and the dumped value.
+        known: Always `None`: writes keep no value of a parent.
     """
 
     namespace: Namespace
@@ -178,11 +178,11 @@ class NewWrites(New):
 
     @property
     def builds_on_others(self) -> bool:
-        """The same: nothing is kept of others."""
+        """The same as `is_long`: writes keep no value of a parent."""
         return self.is_long
 
     def versions_of(self, tag: str, data: bytes) -> Mapping[str, Any]:
-        """Nothing: no channel is kept."""
+        """None: writes keep no channel."""
         del tag, data
         return {}
 

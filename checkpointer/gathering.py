@@ -28,7 +28,7 @@ def gather(
         connection: Where to read.
         queries: The statements.
         wanted: The slices.
-        at_hand: What need not be read, by thread.
+        at_hand: The bytes that are in memory already, by thread.
     """
     dialect = queries.dialect
     rows = {thread_id: list(at_hand.get(thread_id, ())) for thread_id in wanted}
@@ -36,8 +36,8 @@ def gather(
     for asked in _groups(missing, dialect.max_list, together=dialect.has_arrays):
         for row in connection.fetch(segments_at_once(dialect), slices_wanted(dialect, asked)):
             rows[row.thread_id].append(Segment(*row[1:]))
-    # Where rows overlap, the last one that begins before a slice may end within it, and an earlier
-    # one hold all of it.
+    # Where rows overlap, the last one that begins no later than a slice may end within it, and an
+    # earlier one may hold all of it.
     passed_over = {one[:2] for one in _missing(rows, wanted)} if missing else set()
     for thread_id, stream in sorted(passed_over):
         given = {"thread_id": thread_id, "stream_id": stream}
@@ -56,7 +56,7 @@ def _missing(rows: Mapping[str, Iterable[Segment | Piece]], wanted: Wanted) -> I
 
 
 def _groups(places: Iterable[Place], most: int, *, together: bool) -> Iterator[Sequence[Place]]:
-    """Slices in order, at most so many at once; of several threads only where that is possible."""
+    """Slices in order, at most `most` in a group. `together`: a group may have several threads."""
     of_threads = defaultdict[str, list[Place]](list)
     for one in _spanned(places):
         of_threads["" if together else one[0]].append(one)
@@ -65,7 +65,7 @@ def _groups(places: Iterable[Place], most: int, *, together: bool) -> Iterator[S
 
 
 def _spanned(places: Iterable[Place]) -> Iterator[Place]:
-    """The slices, with those put together that touch or overlap."""
+    """The slices, with those joined that touch or overlap."""
     last: Place | None = None
     for one in sorted(places):
         if last is not None and one[:2] == last[:2] and one[2] <= last[3]:

@@ -1,7 +1,7 @@
 """What a process remembers: bytes of long values, and what it has found in the database.
 
-Bytes are found by their checksum, and so are never wrong. What stands in the database is a guess:
-each put that builds on it has the database confirm it (docs/format.md, "The witness"). Both are
+Bytes are found by their checksum, and so are never wrong. What the database holds is a guess: each
+put that builds on it has the database confirm it (docs/format.md, "The witness"). Both memories are
 bounded, and safe to use from several threads.
 """
 
@@ -18,19 +18,19 @@ from checkpointer.slices import Layout
 _VERSION: Final = (str, int, float)
 
 OVERHEAD: Final = 1000
-"""Bytes that one remembered value costs beside its data: objects, its hash, entries of dicts."""
+"""Bytes that a remembered value costs in addition to its data: objects, hash, dict entries."""
 
 PAST_STATES: Final = 64
-"""States that this process has replaced itself, and still takes a late answer under."""
+"""How many replaced states of a thread are kept: a late answer may still show one of them."""
 
 MOST_VALUES: Final = 1 << 16
-"""Values of channels, over all threads, of which is remembered where they stand."""
+"""How many values, over all threads, the process remembers the places of."""
 
 MOST_STALE: Final = 1024
-"""Threads that others have changed, whose former values are still to be forgotten."""
+"""The most threads that others have changed, and whose old values are still to be forgotten."""
 
 MOST_NAMESPACES: Final = 32
-"""Namespaces of one thread that are remembered: its root, and the last that were put to."""
+"""The most namespaces of a thread that are remembered: its root, and the last put to or read."""
 
 Key = tuple[str, bytes]
 
@@ -40,7 +40,7 @@ class Contents:
 
     Args:
         max_bytes: How many bytes to keep, overhead included; 0 turns it off.
-        looked_up: Told of each look, how many values were found and were missing.
+        looked_up: Called after each look, with how many values were found, and how many not.
     """
 
     def __init__(self, max_bytes: int, looked_up: Callable[..., None] | None = None) -> None:
@@ -53,7 +53,7 @@ class Contents:
     def get(
         self, thread_id: str, layouts: Iterable[Layout], *, counted: bool = True
     ) -> dict[Layout, Whole]:
-        """Those of some values that are here; `counted` where somebody asked for them."""
+        """Those of some values that are here. With `counted`, `looked_up` is called."""
         asked = set(layouts)
         found = {}
         with self._lock:
@@ -70,9 +70,9 @@ class Contents:
     def put(
         self, thread_id: str, values: Iterable[Source], replaced: Iterable[Layout] = ()
     ) -> None:
-        """Remember values, and forget those that they take the place of.
+        """Remember values, and forget those that they replace.
 
-        One that would fill the memory alone is not remembered.
+        A value that is larger than the whole memory is not remembered.
         """
         with self._lock:
             for layout in replaced:
@@ -118,7 +118,7 @@ class KnownCheckpoint:
 
         Args:
             versions: The versions of the child's channels.
-            new_versions: Channels that are new in the child for certain.
+            new_versions: Channels that certainly have a new value in the child.
         """
         return {
             name: value
@@ -133,7 +133,7 @@ class KnownCheckpoint:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two versions are equal; what no version is may answer that with anything."""
+    """Whether two versions are equal. Other types never are: their `==` may do anything."""
     return isinstance(one, _VERSION) and isinstance(other, _VERSION) and one == other
 
 
@@ -141,8 +141,8 @@ def _same(one: object, other: object) -> bool:
 class Known:
     """What this process has found in one thread, or put there, since it first read it.
 
-    All of it stands in the database as long as the thread's row shows `state`. It is replaced as a
-    whole where somebody else has changed the thread.
+    As long as the thread's row shows `state`, the database holds all of it. If somebody else has
+    changed the thread, the whole object is replaced.
 
     Attributes:
         state: The state of the thread's row.
@@ -157,7 +157,7 @@ class Known:
     checkpoints: dict[str, KnownCheckpoint] = field(default_factory=dict)
 
     def covers(self, state: int) -> bool:
-        """Whether what was found under that state still holds."""
+        """Whether what was found under that state is still true."""
         return state in {self.state, self.coming} or state in self.past
 
 
@@ -185,15 +185,15 @@ class Memory:
             return known
 
     def advance(self, thread_id: str, before: Known, state: int) -> Known | None:
-        """Take over that this process has changed a thread as it knew it.
+        """Note that this process has changed a thread, and that what it knew is still true.
 
         Args:
             thread_id: The thread.
-            before: What was known of it, and the database has confirmed.
+            before: What was known of it; the database has confirmed it.
             state: The state of its row now.
 
         Returns:
-            What is known of it; `None` where that has been replaced meanwhile.
+            What is known of it; `None` if that was replaced meanwhile.
         """
         with self._lock:
             if self._known.get(thread_id) is not before:
@@ -204,7 +204,7 @@ class Memory:
             return before
 
     def found(self, thread_id: str, state: int) -> Known:
-        """What is known of a thread whose row was read; all else is forgotten if it is another."""
+        """What is known of a thread whose row was read: nothing, if its state is another one."""
         with self._lock:
             known = self._known.get(thread_id)
             if known is None or not known.covers(state):
@@ -219,7 +219,7 @@ class Memory:
     def learn(
         self, thread_id: str, known: Known, namespace: str, checkpoint: KnownCheckpoint
     ) -> list[Layout]:
-        """Remember a namespace's last checkpoint; the layouts that nothing remembers any more."""
+        """Remember a namespace's last checkpoint; return the layouts that are needed no more."""
         with self._lock:
             if self._known.get(thread_id) is not known:
                 return []
@@ -255,14 +255,14 @@ class Memory:
                     self._weigh(thread_id, known)
 
     def forget(self, thread_id: str, known: Known) -> None:
-        """Forget a thread of which the database says otherwise."""
+        """Forget a thread, because the database holds something else."""
         with self._lock:
             if self._known.get(thread_id) is known:
                 self._replaced(thread_id, known)
                 self._drop(thread_id)
 
     def _replaced(self, thread_id: str, known: Known) -> None:
-        """Note whose bytes may go, once others of the thread come."""
+        """Note the values that may be forgotten once other values of the thread come."""
         stale = self._stale.setdefault(thread_id, [])
         stale += [layout for one in known.checkpoints.values() for layout in one.layouts()]
         if len(self._stale) > MOST_STALE:
@@ -274,7 +274,7 @@ class Memory:
         )
         self._weight += weight - self._weights.get(thread_id, 0)
         self._weights[thread_id] = weight
-        if weight > self.max_values:  # others would all go before it
+        if weight > self.max_values:  # or it would push out all others first
             self._drop(thread_id)
         while self._weight > self.max_values and self._known:
             self._drop(next(iter(self._known)))

@@ -1,7 +1,7 @@
 """A batch of puts on a given connection, over any number of threads.
 
-Threads are touched in the order of their ids, so that two batches cannot deadlock. A thread whose
-row does not show what its puts rely on is refused, and nothing of it is stored.
+Threads are touched in the order of their ids, so that two batches cannot deadlock. If the row of a
+thread does not show the state that its puts rely on, all these puts are refused and not stored.
 """
 
 import json
@@ -20,7 +20,7 @@ from checkpointer.store import Store, batched, new_state
 from checkpointer.tables import writes
 
 TOUCH_INTERVAL: Final = timedelta(seconds=1)
-"""How exact `updated_at` is on SQLite for puts that replace no state: there it costs a page of the
+"""How exact `updated_at` is on SQLite for puts that replace no state. To set it costs a page of the
 log that a commit waits for."""
 
 Row = dict[str, Any]
@@ -32,11 +32,11 @@ class Batch:
 
     Attributes:
         puts: The puts.
-        expected: The state that each thread's row must show, where one is relied on.
-        following: The state that it shows afterwards; `None` where nothing is stored that others
-            could miss. Where one is expected, the same at each attempt: who finds it there has
-            stored the batch before.
-        passes_over: Whether threads are left out that others hold.
+        expected: The state that each thread's row must show; `None` if its puts rely on none.
+        following: The state that the row shows afterwards; `None` to leave it as it is. If a state
+            is expected, this is the same at each attempt: an attempt that finds it in the row knows
+            that an earlier one has stored the batch.
+        passes_over: Whether threads that others hold are left out.
     """
 
     puts: Sequence[Put]
@@ -47,8 +47,9 @@ class Batch:
     def with_puts(self, puts: Sequence[Put]) -> "Batch":
         """One attempt with some of its puts.
 
-        Where no state is expected, each attempt sets one of its own: an earlier one may have
-        committed, and others have learned under its state what was deleted since.
+        If no state is expected, each attempt sets another one. An earlier attempt may have
+        committed, and others may have read the thread under its state. If that was deleted since,
+        the same state must not come back.
         """
         following = {
             name: new_state() if state is not None and self.expected[name] is None else state
@@ -59,7 +60,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What has become of a batch. The puts of threads that are in neither were refused.
+    """The result of a batch. If a thread is in neither attribute, its puts were refused.
 
     Attributes:
         states: The threads whose puts are stored, and the states of their rows.
@@ -73,7 +74,7 @@ class Stored:
 def batch_of(
     puts: Sequence[Put], expected: Mapping[str, int | None], *, passes_over: bool = False
 ) -> Batch:
-    """A batch whose threads have these states, as far as they are known."""
+    """A batch that expects these states, as far as they are known."""
     stores = {one.namespace.thread_id for one in puts if one.segments}
     names = {one.namespace.thread_id for one in puts}
     relied = {name: expected.get(name) for name in names}
@@ -92,7 +93,7 @@ class Rows:
 
 
 def put(connection: Connection, store: Store, batch: Batch) -> Stored:
-    """Store a batch, with `Database.put`."""
+    """Store a batch. It is work for `Database.put`."""
     if store.queries.dialect.has_arrays:
         return _put_at_once(connection, store, batch)
     states = _touched(connection, store, batch)
@@ -154,7 +155,7 @@ def _put_at_once(connection: Connection, store: Store, batch: Batch) -> Stored:
     statement = put_at_once(store.queries.dialect, filled, passes_over=batch.passes_over)
     result = connection.fetch(statement, given)
     found = {row.thread_id: row.state for row in result}
-    # A thread that was deleted, and on which a put relies, got a row again before it was refused.
+    # If a put relies on a thread that was deleted, the thread got a row before the put was refused.
     made = [{"of_thread": name, "new_state": fresh[name]} for name in names if name not in found]
     if made:
         connection.execute(store.queries.delete_new_thread, *made)
@@ -165,15 +166,15 @@ def _put_at_once(connection: Connection, store: Store, batch: Batch) -> Stored:
 
 
 def _first_state(batch: Batch, thread_id: str) -> int:
-    """The state of a row that is made; not the one by which a put sees that it was confirmed."""
+    """The state of a new row. If a put relies on a state, this must not be the following one."""
     following = batch.following[thread_id]
     return new_state() if following is None or batch.expected[thread_id] is not None else following
 
 
 def _touched(connection: Connection, store: Store, batch: Batch) -> dict[str, int]:
-    """The states of the threads that hold what is relied on; rows that are missing are made.
+    """The states of the threads whose puts are not refused. Missing rows are made.
 
-    The transaction is the database's only writer from its start, so that no row has to be held.
+    From its start, the transaction is the database's only writer, so no row has to be locked.
     """
     now = datetime.now(UTC)
     found: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The envelope of every stored kind of bytes: checksum, version, codec (docs/format.md). Pure.
 
-The checksum finds damage on reading. An envelope of a version or codec that is not known here was
-written by a newer version of this package: that is no damage.
+The checksum finds damage on reading. If an envelope has a higher version or an unknown codec, a
+newer version of this package has written it: that is no damage.
 """
 
 import sys
@@ -24,21 +24,23 @@ SEAL_SIZE: Final = 8
 
 RAW: Final = 0
 ZSTD: Final = 1
-"""The codecs: the bytes as they are, or one Zstandard frame that tells their number."""
+"""The codecs: the bytes as they are, or one Zstandard frame that tells how many bytes it holds."""
 
 LEVEL: Final = 3
 """How hard short bodies are compressed. Levels up to 19 can be read; others look back too far."""
 
 LONG: Final = 64 << 10
 LEVEL_OF_LONG: Final = 1
-"""Bodies from so many bytes on, and how hard these are compressed: in half the time, to 3 percent
-more bytes of prose, and to no more of random letters."""
+"""The least bytes of a long body, and how hard it is compressed.
+
+This takes half the time. Prose gets 3 percent longer, random letters do not.
+"""
 
 LEAST: Final = 128
-"""Bytes from which on compressing is tried; below, a frame's own bytes eat what it gains."""
+"""The least bytes of a body that is compressed: a shorter one gains less than a frame costs."""
 
 MAX_WINDOW_LOG: Final = 23
-"""A frame may look back 8 MiB, so that a few bytes cannot ask for much memory."""
+"""A frame may look back 8 MiB at most, so that a few bytes cannot ask for much memory."""
 
 _HEAD: Final = SEAL_SIZE + 2
 
@@ -46,7 +48,7 @@ _own: Final = local()
 
 
 class FormatError(Exception):
-    """Stored bytes are altered, or say what cannot be."""
+    """Stored bytes are altered, or hold values that are impossible."""
 
 
 class TooNewError(FormatError):
@@ -65,7 +67,7 @@ def pack(body: bytes, *, level: int | None = None) -> bytes:
 
 
 def _compressor(level: int) -> zstd.ZstdCompressor:
-    """A compressor that this thread alone uses: making one takes longer than a short body."""
+    """A compressor of this thread alone. Making one takes longer than compressing a short body."""
     made: dict[int, zstd.ZstdCompressor] = vars(_own).setdefault("compressors", {})
     if level not in made:
         made[level] = zstd.ZstdCompressor(level)
@@ -77,7 +79,7 @@ def unpack(data: object, most: int) -> bytes:
 
     Args:
         data: The stored bytes.
-        most: How many bytes there may be: where they claim more, nothing is unpacked.
+        most: How many bytes there may be. If the stored bytes claim more, nothing is unpacked.
 
     Raises:
         FormatError: The bytes are altered, or there are more.

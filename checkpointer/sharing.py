@@ -1,7 +1,7 @@
 """Which bytes of a new value are stored already: what a writer may choose. Pure functions.
 
-Nothing here is part of the format (docs/format.md): two writers that choose otherwise read each
-other's values.
+Nothing here is part of the format (docs/format.md): two writers that choose differently can read
+each other's values.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,25 +25,25 @@ from checkpointer.slices import (
 )
 
 AVERAGE_BLOCK: Final = 1024
-"""Bytes of the blocks by which moved bytes are found, on average."""
+"""The average size of blocks in bytes. Blocks find bytes that were moved."""
 
 LEAST_SHARED: Final = 512
-"""Bytes that must be equal to be named instead of stored: a slice takes about 15 in each
+"""The least equal bytes that are named instead of stored: a slice takes about 15 bytes in each
 manifest."""
 
 SEARCHED: Final = 4096
-"""New bytes side by side from which on it pays to look for them in other values."""
+"""The least new bytes in a row that are looked for in other values."""
 
 LITERAL: Final = 32
-"""Bytes up to which a change stands in the layout itself: its row would take more."""
+"""The most bytes of a change that stays in the layout itself: a row would take more."""
 
 TIERS: Final = (4 << 10, 64 << 10, 1 << 20)
-"""Sizes of slices; 16 of a tier at a value's end are stored anew as one of the next."""
+"""Sizes of slices. 16 slices of one tier at a value's end are stored again as one slice."""
 
 FAN: Final = 16
 
 MANY: Final = 64
-"""Parts of a layout from which on its small ones are stored anew, wherever they stand."""
+"""If a layout has more parts than this, its small ones are stored again, wherever they are."""
 
 Blocks: TypeAlias = dict[bytes, int]
 """Where each block of a value begins, by its digest."""
@@ -72,17 +72,17 @@ class Whole:
         return self.hashed.checksum(self.data[:HEAD_SIZE])
 
     def blocks(self) -> Blocks:
-        """Its blocks, but for the last, which goes on in a longer value."""
+        """Its blocks without the last one: in a longer value, that one would end elsewhere."""
         known, start = self._blocks or ({}, HEAD_SIZE)
         if len(self.data) - start >= SEARCHED:
             pieces = [(digest, at) for digest, at, _ in _cut(self.data, start, len(self.data))]
             for digest, at in pieces[:-1]:
-                known.setdefault(digest, at)  # the first: what is repeated goes on after it
+                known.setdefault(digest, at)  # the first: repeats follow it
             self._blocks = known, pieces[-1][1]
         return known
 
     def longer(self, data: bytes) -> "Whole":
-        """A value that begins with all of this one, its first bytes aside."""
+        """A value that begins with all of this one; the first `HEAD_SIZE` bytes may differ."""
         whole = Whole(data, self.hashed.after(memoryview(data)[max(len(self.data), HEAD_SIZE) :]))
         if self._blocks is not None:
             known, start = self._blocks
@@ -107,7 +107,7 @@ class Stream:
     """The new bytes of one put: one stream, written once.
 
     Attributes:
-        number: Its number, which no other writer chooses: random, of 63 bits.
+        number: Its number: 63 random bits, so that no other writer chooses the same.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Stream:
         return self._size
 
     def add(self, data: bytes | memoryview) -> Slice:
-        """Put bytes at the end; where they stand."""
+        """Put bytes at the end, and return where they are."""
         start = self._size
         self._data.append(data)
         self._size += len(data)
@@ -131,7 +131,7 @@ class Stream:
 
 
 def lay_out(data: bytes, sources: Sequence[Source], stream: Stream) -> Source:
-    """A long value, stored as far as it is not stored already.
+    """Lay out a long value: stored bytes are named, and new bytes go into the stream.
 
     Args:
         data: Its bytes.
@@ -152,7 +152,7 @@ def lay_out(data: bytes, sources: Sequence[Source], stream: Stream) -> Source:
 
 
 def _continued(data: bytes, sources: Iterable[Source]) -> Source | None:
-    """The longest source that the value goes on from, its first bytes aside."""
+    """The longest source that the value begins with; the first `HEAD_SIZE` bytes may differ."""
     fitting = [
         source
         for source in sources
@@ -164,7 +164,7 @@ def _continued(data: bytes, sources: Iterable[Source]) -> Source | None:
 
 
 def _shared(new: Whole, sources: Sequence[Source], base: Source | None) -> list[_Shared]:
-    """What of a value stands in the sources, in order, without overlaps."""
+    """The ranges of a value that are in the sources, in order, without overlaps."""
     data = new.data
     start, stop, found, ending = HEAD_SIZE, len(data), [], []
     if base is None and sources:
@@ -186,12 +186,12 @@ def _shared(new: Whole, sources: Sequence[Source], base: Source | None) -> list[
 
 
 def _moved(data: bytes, start: int, stop: int, sources: Sequence[Source]) -> list[_Shared]:
-    """What of a range stands somewhere in the sources, found by its blocks."""
+    """The parts of a range that are anywhere in the sources, found by blocks."""
     found: list[_Shared] = []
     indexes = [(source, source[0].blocks()) for source in sources]
     done = start
     for digest, at, end in _cut(data, start, stop):
-        if at < done:  # the match before goes on over this block
+        if at < done:  # the last match includes the start of this block
             continue
         for source, blocks in indexes:
             where = blocks.get(digest)
@@ -210,7 +210,7 @@ def _moved(data: bytes, start: int, stop: int, sources: Sequence[Source]) -> lis
 
 
 def _equal(data: bytes, at: int, before: bytes, where: int, most: int) -> int:
-    """How many bytes from there on are equal in both, of so many."""
+    """How many bytes from these positions on are equal in both, at most `most`."""
     low, high, step = 0, max(most, 0), 64
     while low < high:  # in growing steps, then in smaller ones
         stop = min(low + step, high)
@@ -224,7 +224,7 @@ def _equal(data: bytes, at: int, before: bytes, where: int, most: int) -> int:
 
 
 def _equal_before(data: bytes, at: int, before: bytes, where: int, most: int) -> int:
-    """How many bytes up to there are equal in both, of so many."""
+    """How many bytes before these positions are equal in both, at most `most`."""
     low, high, step = 0, max(most, 0), 64
     while low < high:
         stop = min(low + step, high)
@@ -238,8 +238,8 @@ def _equal_before(data: bytes, at: int, before: bytes, where: int, most: int) ->
 
 
 def _cut(data: bytes, start: int, stop: int) -> Iterable[tuple[bytes, int, int]]:
-    """The blocks of a range: digest, beginning and end of each. Content says where they end."""
-    # One is cheap to make and not safe to share between threads.
+    """The blocks of a range: digest, beginning and end of each. Their content decides the ends."""
+    # A chunker is cheap to make, and is not safe to share between threads.
     chunker = FastCDC(AVERAGE_BLOCK, min_size=AVERAGE_BLOCK // 4, max_size=AVERAGE_BLOCK * 8)
     for piece in chunker.cut_buf(memoryview(data)[start:stop]):
         end = start + piece.length
@@ -248,7 +248,7 @@ def _cut(data: bytes, start: int, stop: int) -> Iterable[tuple[bytes, int, int]]
 
 
 def _parts(data: bytes, found: Iterable[_Shared]) -> list[Part]:
-    """A layout's parts; what is to be stored stands there as bytes."""
+    """A layout's parts. New bytes are still literal."""
     parts: list[Part] = [data[:HEAD_SIZE]]
     at = HEAD_SIZE
     for shared in found:
@@ -276,8 +276,8 @@ def _named(layout: Layout, start: int, stop: int) -> list[Part]:
 
 
 def _tidied(parts: Sequence[Part], data: bytes, stream: Stream) -> tuple[Part, ...]:
-    """The parts with new bytes stored, and small slices stored anew where they are many."""
-    # The head stays in the layout: it changes each time.
+    """The parts, after new bytes were stored, and small slices again if there are many."""
+    # The head stays in the layout, because every append changes it.
     first, *others = _joined(parts)
     again = _to_store_again(others)
     done: list[Part] = [first]
@@ -297,7 +297,7 @@ def _tidied(parts: Sequence[Part], data: bytes, stream: Stream) -> tuple[Part, .
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:
-    """The parts with those put together that stand side by side, but for the head."""
+    """The parts, with neighbours joined where possible. Nothing is joined to the head."""
     done: list[Part] = [parts[0]]
     for part in parts[1:]:
         last = done[-1]
@@ -321,7 +321,7 @@ def _append(parts: list[Part], part: Part) -> None:
 
 
 def _to_store_again(parts: Sequence[Part]) -> list[bool]:
-    """Which of the parts are to be stored: new bytes, and small slices where they are many."""
+    """Which parts to store: new bytes, and small slices if there are many."""
     again = [isinstance(part, bytes) and len(part) > LITERAL for part in parts]
     for tier, most in enumerate(TIERS):
         least = TIERS[tier - 1] if tier else 0

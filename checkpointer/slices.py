@@ -2,7 +2,8 @@
 
 A stream is a sequence of bytes within a thread, written once. Its bytes are stored in segments, one
 row each. A long value is a layout: slices of streams and literal bytes, one after the other, with a
-checksum of the whole, because positions do not tell what they should hold.
+checksum of the whole. The checksum is needed because positions do not tell which bytes they must
+hold.
 """
 
 from bisect import bisect_right
@@ -17,21 +18,21 @@ from checkpointer.sealing import FormatError, pack, unpack
 HEAD_SIZE: Final = 16
 """Bytes at the front of a value that are hashed apart.
 
-Serialized containers carry their length there, so that every append changes them. The hash of the
-others can be continued.
+A serialized container has its length there, and every append changes the length. The hash of all
+other bytes can be continued.
 """
 
 CHECKSUM_SIZE: Final = 16
 """Bytes of a value's checksum: BLAKE2b-128."""
 
 MAX_SIZE: Final = 512 << 20
-"""Bytes of a value at most. A put travels in one message, of which PostgreSQL takes 1 GB."""
+"""The most bytes of a value. A put is one message, and PostgreSQL takes at most 1 GB in one."""
 
 MAX_PARTS: Final = 4096
-"""Parts that a layout may have; the writer keeps to far fewer."""
+"""The most parts of a layout. The writer makes far fewer."""
 
 MAX_SEGMENT: Final = 1 << 20
-"""Bytes of a stream that one row may hold, before compression."""
+"""The most bytes of a stream in one row, before compression."""
 
 MAX_STREAM: Final = (1 << 63) - 1
 
@@ -84,8 +85,8 @@ def size_of(part: Part) -> int:
 class Hash:
     """The checksum of a value: of its first bytes, and of the hash of all others.
 
-    `BLAKE2b-128(BLAKE2b-256(bytes from HEAD_SIZE on) + the first HEAD_SIZE bytes)`. What is added
-    at the end costs only its own bytes.
+    `BLAKE2b-128(BLAKE2b-256(bytes from HEAD_SIZE on) + the first HEAD_SIZE bytes)`. If bytes are
+    added at the end, only they are hashed.
     """
 
     def __init__(self, rest: Any = None) -> None:
@@ -136,11 +137,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes of one stream that are at hand, as a part of a value.
+    """Bytes of one stream that are in memory, as a part of a value.
 
     Attributes:
         data: The value.
-        at: Where in it they begin.
+        at: Where in the value the bytes begin.
     """
 
     stream: int
@@ -169,7 +170,7 @@ def pieces_of(data: bytes, layout: Layout) -> Iterator[Piece]:
 
 
 def is_place(*numbers: object) -> bool:
-    """Whether a row stands somewhere: its stream, its start and its stop.
+    """Whether these can be the stream, the start and the stop of a row.
 
     SQLite stores anything in any column.
     """
@@ -180,7 +181,7 @@ def is_place(*numbers: object) -> bool:
 
 
 def segments_of(stream: int, start: int, data: bytes, size: int = MAX_SEGMENT) -> list[Segment]:
-    """The rows of bytes that stand in a stream from `start` on."""
+    """The rows for some bytes of a stream, which begin at `start`."""
     pieces = (data[i : i + size] for i in range(0, len(data), size))
     found = []
     for piece in pieces:
@@ -204,7 +205,7 @@ class Segments:
         return bool(self._rows)
 
     def covers(self, wanted: Slice) -> bool:
-        """Whether all bytes of a slice are here; whether they are whole, is not looked at."""
+        """Whether all bytes of a slice are here. Their checksums are not checked."""
         return self._way(wanted) is not None
 
     def bytes_of(self, wanted: Slice) -> bytes:
@@ -225,7 +226,7 @@ class Segments:
         """The bytes of a value, and their hash.
 
         Raises:
-            FormatError: Some are missing or altered, or they are not those that the value had.
+            FormatError: Bytes are missing or altered, or are not those of the value.
         """
         if layout.size > MAX_SIZE:
             raise FormatError(f"found a value of {layout.size} bytes, expected at most {MAX_SIZE}")
@@ -238,11 +239,11 @@ class Segments:
         return data, found
 
     def _way(self, wanted: Slice) -> list[tuple[Segment | Piece, int, int]] | None:
-        """The rows that a slice's bytes stand in, and which of their bytes."""
+        """The rows that hold a slice, and from where to where each holds it."""
         rows, starts, longest = self._index(wanted.stream)
         at, way = wanted.start, []
         while at < wanted.stop:
-            # They may overlap: whoever cut or copied them need not have done so in the same places.
+            # Rows may overlap: a cut and a copy may have divided them at different positions.
             before = bisect_right(starts, at)
             row = rows[longest[before - 1]] if before else None
             if row is None or row.stop <= at:
@@ -253,7 +254,7 @@ class Segments:
         return way
 
     def _index(self, stream: int) -> tuple[list[Segment | Piece], list[int], list[int]]:
-        """A stream's rows, where each begins, and which of those up to it ends last."""
+        """A stream's rows, where each begins, and for each which row up to it ends last."""
         found = self._indexes.get(stream)
         if found is None:
             rows = self._rows.get(stream, [])
@@ -286,12 +287,12 @@ class Coverage:
         self._merged.clear()
 
     def compact(self) -> None:
-        """Join the intervals that touch, so that what is added again and again takes no room."""
+        """Join the intervals that touch, so that slices that come again take no more memory."""
         for stream in self.intervals:
             self.intervals[stream] = self.merged(stream)
 
     def merged(self, stream: int) -> list[Interval]:
-        """The intervals of a stream in order, those that touch as one."""
+        """The intervals of a stream in order; those that touch are joined."""
         found = self._merged.get(stream)
         if found is not None:
             return found
@@ -311,16 +312,16 @@ class Coverage:
 
 
 def pack_layout(layout: Layout) -> list[Any]:
-    """A layout as MessagePack's types have it."""
+    """A layout, made of types that MessagePack has."""
     parts = [part if isinstance(part, bytes) else [*part] for part in layout.parts]
     return [layout.checksum, parts]
 
 
 def unpack_layout(packed: Any) -> Layout:
-    """A layout, of which nothing is believed.
+    """A layout from bytes that may be hostile: everything is checked.
 
     Raises:
-        ValueError: It says what cannot be.
+        ValueError: It is impossible.
     """
     checksum, parts = packed
     if type(checksum) is not bytes or len(checksum) != CHECKSUM_SIZE or not parts:

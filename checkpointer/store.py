@@ -1,7 +1,7 @@
 """Checkpoints, writes and segments on a given connection: rows out, and what is remembered.
 
-Functions here are units of work for `Database.read` and `Database.write`. They know bytes and
-strings; what the bytes mean is the saver's affair.
+Functions here are units of work for `Database.read` and `Database.write`. They handle bytes
+and strings; only the saver knows what the bytes mean.
 """
 
 import secrets
@@ -32,7 +32,7 @@ from checkpointer.slices import Layout, Piece, Segment, Segments, Slice, pieces_
 T = TypeVar("T")
 
 PAGE_BYTES: Final = 32 << 20
-"""Logical bytes of values after which a page of a list ends, however few its checkpoints."""
+"""The most bytes of a page's values before compression. It has at least one checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Store:
         Args:
             batch: The puts.
             states: The state of each thread's row, as it is now.
-            relied_on: What was known of each thread, where the database has confirmed it.
+            relied_on: What was known of each thread, if the database has confirmed it.
         """
         found: dict[str, Known | None] = {}
         for thread_id, state in states.items():
@@ -76,7 +76,7 @@ class Store:
         self.contents.put(thread_id, put.values, replaced)
 
     def learn_read(self, stored: StoredCheckpoint, versions: Mapping[str, Any]) -> None:
-        """Remember a checkpoint that was read, all its values put together, with their versions."""
+        """Remember a checkpoint that was read, after all its values were joined."""
         if stored.state is None or not isinstance(stored.manifest, Manifest):
             return
         thread_id = stored.thread_id
@@ -104,7 +104,7 @@ class Store:
         return Basis(known, found, wholes=wholes)
 
     def remembered(self, new: New) -> Basis | None:
-        """What a put builds on, if all of it is remembered; `None` where it has to be read."""
+        """What a put builds on, if all of it is remembered; `None` if it has to be read."""
         if not new.builds_on_others:
             return Basis()
         thread_id, place = new.namespace.thread_id, (new.namespace.checkpoint_ns, new.parent)
@@ -146,7 +146,7 @@ class Store:
             try:
                 manifest = decode_manifest(row.manifest)
             except FormatError:
-                continue  # whoever reads it is told; here, its bytes are only stored again
+                continue  # a read raises the error; here, its bytes are only stored again
             about = manifest.checkpoint
             data = about.content if key == place else None
             versions = new.versions_of(about.type, data) if isinstance(data, bytes) else {}
@@ -162,7 +162,7 @@ class Store:
         return basis
 
     def holds(self, connection: Connection, put: PutCheckpoint) -> bool:
-        """Whether a checkpoint stands there already, as an earlier attempt may have stored it."""
+        """Whether a checkpoint is stored already: an earlier attempt may have done that."""
         namespace, row = put.namespace, put.row
         asked = keys([(namespace.thread_id, namespace.checkpoint_ns, row["checkpoint_id"])])
         found = connection.fetch(self.queries.manifests_of_many, asked)
@@ -187,10 +187,10 @@ class Store:
         checkpoint_id: str | None,
         sends_channel: str,
     ) -> StoredCheckpoint | None:
-        """One checkpoint, the namespace's latest where no id is given, or `None`.
+        """One checkpoint, or the namespace's latest if no id is given; `None` if there is none.
 
-        Where bytes are missing, the row is read again before that counts as damage: a prune may
-        have committed between the two statements.
+        If bytes are missing, the row is read again before that counts as damage: a prune may have
+        committed between the two statements.
         """
         key = namespace.parameters()
         statement = self.queries.latest_and_writes
@@ -261,7 +261,7 @@ class Store:
                 one.sends.append(StoredWrite.from_row(row))
 
     def add_segments(self, connection: Connection, found: Sequence[StoredCheckpoint]) -> bool:
-        """Give checkpoints the bytes of their long values; whether none are missing."""
+        """Give checkpoints the bytes of their long values. Returns whether all were found."""
         wanted = defaultdict[str, set[Slice]](set)
         for one in found:
             layouts = set(one.layouts())
@@ -287,7 +287,7 @@ class Store:
         return gather(connection, self.queries, wanted, at_hand)
 
     def _pieces(self, thread_id: str) -> list[Segment | Piece]:
-        """The bytes of streams that the values hold which are remembered of a thread."""
+        """The bytes of a thread's streams that are in remembered values."""
         known = self.memory.get(thread_id)
         found = [*known.checkpoints.values()] if known is not None else []
         layouts = (layout for one in found for layout in one.layouts())

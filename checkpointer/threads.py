@@ -1,8 +1,9 @@
 """Deleting threads, runs and stored bytes.
 
-Each function is one unit of work for `Database.write`, on one thread. It holds the thread's row
-from its first statement, reads what is live after that, deletes manifests before segments, and
-replaces the thread's state when it has deleted segments (docs/format.md, "Delete").
+`delete_thread`, `delete_runs` and `sweep_thread` are units of work for `Database.write`, on one
+thread. Each holds the thread's row from its first statement, and only then reads what is live. It
+deletes manifests before segments. If it has deleted segments, it replaces the thread's state, or
+deletes the row (docs/format.md, "Delete"). The other functions are parts of such work.
 """
 
 from collections import defaultdict
@@ -23,7 +24,7 @@ from checkpointer.store import Store, batched, new_state
 
 
 def delete_thread(connection: Connection, store: Store, thread_id: str) -> None:
-    """Delete everything of one thread. Its row goes as well; a new one starts at another state."""
+    """Delete everything of one thread, with its row. A new row would get another state."""
     if not lock(connection, store, thread_id):
         return
     for statement in store.queries.delete_thread:
@@ -62,14 +63,14 @@ def delete_runs(
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A segment that nothing names, or nothing but some parts of it.
+    """A segment that has bytes that nothing names.
 
     Attributes:
         stream: Its stream.
         start: Where it begins.
         stop: Where it ends.
         bytes: Its stored bytes.
-        live: What is named of it, if anything.
+        live: The intervals of it that are named, if any.
     """
 
     stream: int
@@ -80,11 +81,11 @@ class Garbage:
 
 
 CUT: Final = 32
-"""Segments that are read and cut at once, of 1 MB each at most."""
+"""How many segments are read and cut at once. Each has at most 1 MB."""
 
 
 def sweep_thread(connection: Connection, store: Store, thread_id: str) -> int:
-    """Delete the bytes of one thread that nothing names; from how many segments.
+    """Delete the bytes of one thread that nothing names. Returns from how many segments.
 
     Raises:
         DamagedDataError: It is unknown which bytes are live.
@@ -112,7 +113,7 @@ def sweep(connection: Connection, store: Store, thread_id: str) -> int:
 def garbage_of(
     connection: Connection, store: Store, thread_id: str, live: Iterable[Layout]
 ) -> list[Garbage]:
-    """The segments of a thread of which some bytes are not named.
+    """The segments of a thread that have bytes that nothing names.
 
     Args:
         connection: Where to read.
@@ -143,15 +144,16 @@ def delete_garbage(
 ) -> tuple[int, int]:
     """Delete bytes that nothing names, and replace the thread's state if there are any.
 
-    What is named of a segment is stored again in rows of its own. A segment that is damaged stays
-    as it is: what it should hold is unknown.
+    Live parts of a segment are stored again in rows of their own. A damaged segment with live parts
+    stays as it is, because it is unknown what it should hold. So do the other segments of its
+    stream that would be cut.
 
     Args:
         connection: Where to work.
         store: The statements.
         thread_id: The thread.
-        garbage: What goes.
-        dry_run: Only tell what would go.
+        garbage: The segments to delete or cut.
+        dry_run: Change nothing, and only count.
 
     Returns:
         How many segments were deleted or cut, and how many stored bytes that has freed.
@@ -176,7 +178,7 @@ def delete_garbage(
 def _parts(
     connection: Connection, store: Store, thread_id: str, some: Sequence[Garbage]
 ) -> dict[Garbage, list[Segment]]:
-    """What is named of some segments, as segments; without those that are damaged."""
+    """The live parts of some segments, as segments. Streams with a damaged one are left out."""
     dialect = store.queries.dialect
     asked = slices_wanted(dialect, [(thread_id, one.stream, one.start, one.stop) for one in some])
     rows = connection.fetch(segments_at_once(dialect), asked)
@@ -191,7 +193,7 @@ def _parts(
             continue
         pieces = ((at, data[at - one.start : stop - one.start]) for at, stop in one.live)
         cut[one] = [part for at, piece in pieces for part in segments_of(one.stream, at, piece)]
-    # A damaged segment may overlap a whole one, whose parts it would keep from being stored.
+    # A damaged segment may overlap a whole one. It would keep the parts of that from being stored.
     return {one: parts for one, parts in cut.items() if one.stream not in damaged}
 
 
@@ -208,7 +210,7 @@ def _delete_segments(
 def insert_segments(
     connection: Connection, store: Store, thread_id: str, segments: Iterable[Segment]
 ) -> None:
-    """Store segments; where there is a longer one with the same key, that stays."""
+    """Store segments. If there is a longer one with the same key, that one stays."""
     rows = [
         {
             "thread_id": thread_id,
@@ -229,7 +231,7 @@ def layouts_of_writes(
     thread_id: str,
     of: Callable[[Key], bool] = lambda _: True,
 ) -> Iterator[Layout]:
-    """The layouts of the pending writes of some of the thread's checkpoints, all without `of`.
+    """The layouts of the pending writes of some of the thread's checkpoints; without `of`, of all.
 
     Raises:
         DamagedDataError: A write cannot be read.
@@ -245,9 +247,9 @@ def layouts_of_writes(
 
 
 def lock(connection: Connection, store: Store, thread_id: str) -> bool:
-    """Hold the thread's row to the end of the transaction; whether there is anything of it.
+    """Hold the thread's row to the end of the transaction. Returns whether the thread has any rows.
 
-    Where a thread has lost its row, but not the others, it gets one again.
+    If a thread has rows in other tables, but none in `threads`, it gets one again.
     """
     given = {"thread_id": thread_id}
     if connection.fetch(store.queries.lock_thread, given):
@@ -265,7 +267,7 @@ def delete_checkpoints(
 ) -> None:
     """Delete checkpoints and their own writes; children that stay lose their parent.
 
-    Other writes stay: with `durability="async"` they may stand there before their checkpoint.
+    Other writes stay: with `durability="async"`, writes may be stored before their checkpoint.
     """
     queries = store.queries
     for namespace, checkpoint_ids in doomed.items():
@@ -310,8 +312,8 @@ def unknown(
     Args:
         thread_id: The thread.
         row: The row that cannot be read.
-        cause: Why.
-        what: What is unknown.
+        cause: Why it cannot be read.
+        what: What is unknown because of that.
     """
     found = (
         f"thread {thread_id!r}, namespace {row.checkpoint_ns!r}, checkpoint "

@@ -17,21 +17,21 @@ from checkpointer.records import Put, RefusedError
 from checkpointer.store import Store
 
 MAX_BATCH: Final = 256
-"""Puts in one transaction at most."""
+"""The most puts in one transaction."""
 
 MAX_BATCH_BYTES: Final = 16 << 20
 """Bytes of segments after which a batch takes no further put."""
 
 SLOW: Final = 0.02
-"""Seconds after which a batch is waited for no longer: others begin beside it."""
+"""Seconds for which puts wait for a batch. After that, another batch begins beside it."""
 
 MAX_LANES: Final = 8
-"""Batches of several threads, or of one that nobody holds, that may be under way at once, where a
-database takes several transactions."""
+"""The most batches that may be under way at once, if a database takes several transactions. Batches
+that store one thread by itself do not count."""
 
 MAX_HELD: Final = 4
-"""Threads that others hold and whose rows are waited for at once, with a connection each. More of
-them wait for their turn."""
+"""The most threads held by others that are waited for at once, with a connection each. Further ones
+wait for their turn."""
 
 Waiting = tuple[Put, "asyncio.Future[None]"]
 
@@ -46,7 +46,7 @@ class _Lane:
         began: When it began.
         batch: Its puts.
         apart: Whether it stores one thread by itself, for as long as that takes.
-        is_held: Whether that is so because others hold the thread.
+        is_held: Whether it stores one thread because others hold that thread.
     """
 
     began: float
@@ -59,9 +59,9 @@ class Writer:
     """Commits puts in batches, over all threads.
 
     An idle writer starts at once. A put that fails, fails alone: its batch is run again in halves.
-    Where others may hold a single thread, a batch of several passes over those that are held, and
-    each of these waits in a batch of its own. A thread is in one batch at a time. Cancelling a
-    caller takes its put back unless an attempt to store it is under way, which is left to finish.
+    On a database that locks rows, a batch of several threads passes over those that others hold.
+    Each of these waits in a batch of its own. A thread is in one batch at a time. If a caller is
+    cancelled, its put is not stored, unless an attempt to store it is under way: that one finishes.
     """
 
     def __init__(self, database: Database, store: Store) -> None:
@@ -78,8 +78,8 @@ class Writer:
 
         Raises:
             RefusedError: What it relies on is not what the database holds.
-            DatabaseError: The database refused or failed. Nothing of it was stored, unless it could
-                not be reached: then that is not known.
+            DatabaseError: The database refused or failed. Nothing of the put was stored. But if the
+                database could not be reached, it is not known whether the put was stored.
         """
         future = asyncio.get_running_loop().create_future()
         if self._telemetry is not None:
@@ -94,7 +94,7 @@ class Writer:
             await asyncio.wait([*self._lanes])
 
     def _start(self) -> None:
-        """Begin a batch, unless one is under way that will end soon."""
+        """Begin a batch, unless a batch is under way that is to be waited for."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -109,7 +109,7 @@ class Writer:
             if loop.time() < ready:
                 self._timer = loop.call_at(ready, self._start)
                 return
-        if self._any_free():  # the others' own batch begins them when it ends
+        if self._any_free():  # puts to busy threads start when the batch of their thread ends
             self._begin()
 
     def _busy(self) -> set[str]:
@@ -142,15 +142,15 @@ class Writer:
                 await self._commit(lane.batch, waits=True)
             return
         others_wait = len(self._lanes) > 1
-        lane.batch = self._take()  # by now, all that was put in one go
+        lane.batch = self._take()  # after one turn of the loop: every put that was made at once
         if lane.batch:
-            # A single thread is waited for, which takes the simpler statement, unless another one
-            # is waited for already: that takes a connection, too.
+            # A batch of a single thread waits for its row, with the simpler statement. If another
+            # batch is under way, it does not: waiting takes a connection.
             several = len({one.namespace.thread_id for one, _ in lane.batch}) > 1
             await self._commit(lane.batch, waits=not (several or others_wait))
 
     def _take(self) -> list[Waiting]:
-        """The next puts, but for those of threads that are in a batch already."""
+        """The next puts, without those of threads that are in a batch already."""
         busy = self._busy()
         batch: list[Waiting] = []
         left: list[Waiting] = []
@@ -192,7 +192,7 @@ class Writer:
             with self._telemetry.commit(batch) if self._telemetry is not None else _NOT_TRACED:
                 stored = await self._attempt(fitting, relied_on, apart=apart)
         except DatabaseUnavailableError as exc:
-            if not apart:  # the others would wait as long as this one did
+            if not apart:  # halves of the batch would wait as long as it did
                 _fail(fitting, exc)
                 return
             self._commit_apart(fitting, is_held=False)
