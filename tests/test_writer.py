@@ -13,7 +13,7 @@ from schemas import execute, held
 from sqlalchemy.ext.asyncio import create_async_engine
 from storing import batches, config, put, row_counts, statements
 
-from checkpointer import AsyncSQLAlchemySaver, DatabaseError, SaverClosedError, create_saver
+from checkpointer import AsyncSQLAlchemySaver, DatabaseError, SaverClosedError, create_saver, writer
 
 Saver = AsyncSQLAlchemySaver
 Holding = Callable[[], AbstractContextManager[None]]
@@ -43,8 +43,9 @@ def refuse_bad(migrated_url: str, database_kind: str) -> None:
 
 
 @pytest.fixture
-async def held_up(saver: Saver, database_url: str) -> Holding:
+async def held_up(saver: Saver, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Holding:
     """Within it, no put into the thread "held" gets on, and so no batch behind it."""
+    monkeypatch.setattr(writer, "SLOW", 60)
     await put(saver, HELD, "0")
     return partial(held, database_url, "held")
 
@@ -152,8 +153,9 @@ async def test_a_put_that_waits_is_taken_back_when_it_is_cancelled(
 
 
 async def test_a_put_that_was_started_stays_whole_when_it_is_cancelled(
-    saver: Saver, held_up: Holding, database_kind: str
+    saver: Saver, held_up: Holding, database_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writer, "SLOW", 0)
     with held_up():
         (cancelled,) = await started(put(saver, HELD, "1", text="x" * 5_000))
         (neighbour,) = await started(put(saver, THREAD, "1"))
