@@ -132,7 +132,7 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
 
 OTHERS = """
 SELECT state, query FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 
 

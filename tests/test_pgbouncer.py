@@ -67,8 +67,11 @@ def pooled_url(direct_url: sa.URL, pgbouncer_url: sa.URL) -> sa.URL:
 
 
 def connected(url: str, condition: str = "TRUE") -> int:
-    """How many clients the server has for a database."""
-    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    """How many clients the server has for a database, its own workers aside."""
+    others = (
+        "datname = current_database() AND pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend'"
+    )
     found = query(url, f"SELECT count(*) FROM pg_stat_activity WHERE {others} AND {condition}")
     return int(str(found[0][0]))
 
