@@ -4,7 +4,7 @@ For databases that have arrays and change data in WITH clauses (`Dialect.has_arr
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -175,6 +175,15 @@ def slices_wanted(dialect: Dialect, slices: Collection[tuple[str, int, int, int]
     names = ("thread_id", "stream_id", "start", "stop")
     columns = zip(*slices, strict=True)
     return {f"wanted_{name}": list(c) for name, c in zip(names, columns, strict=True)}
+
+
+def keys_wanted(dialect: Dialect, thread_id: str, keys: Iterable[tuple[int, int]]) -> Any:
+    """The parameters of `segments_at_once` for a thread's segments by stream and start.
+
+    Each is found by its first byte.
+    """
+    slices = [(thread_id, stream, start, start + 1) for stream, start in keys]
+    return slices_wanted(dialect, slices)
 
 
 def _covering(wanted: sa.FromClause, *, laterally: bool = False) -> AnySelect:

@@ -63,10 +63,15 @@ class Basis:
             if (layout := value.layout()) is None or layout in self.wholes
         }
 
-    def whole(self, value: Value) -> Whole | None:
-        """The bytes of a long value."""
-        layout = value.layout()
-        return None if layout is None else self.wholes.get(layout)
+    def dumped(
+        self, versions: Mapping[str, Any], new_versions: Collection[str]
+    ) -> dict[str, tuple[str, bytes]]:
+        """The type tags and the bytes of these values."""
+        return {
+            name: (value.type, self.wholes[one].data if isinstance(one, Layout) else one)
+            for name, value in self.unchanged(versions, new_versions).items()
+            for one in [value.content]
+        }
 
     def sources(self, channel: str | None) -> list[Source]:
         """The long values that a new one may share, the likeliest first.

@@ -20,7 +20,7 @@ from checkpointer.predicates import KEY, keys, same
 from checkpointer.queries import PROJECTION
 from checkpointer.quoting import quoted
 from checkpointer.slices import Layout, slices_of
-from checkpointer.store import Store, batched, new_state
+from checkpointer.store import Store, batched, new_state, thread_row
 from checkpointer.tables import checkpoints, segments, writes
 from checkpointer.threads import layouts_of_writes, lock, manifest_of, metadata_of, sweep
 from checkpointer.upserts import copying, lengthening, replacing
@@ -117,8 +117,8 @@ def _hold(connection: Connection, store: Store, source: str, target: str) -> int
     """
     if not connection.fetch(store.queries.states, {"thread_ids": [source]}):
         return None
-    now, state = datetime.now(UTC), new_state()
-    touched = {"thread_id": target, "state": state, "created_at": now, "updated_at": now}
+    state = new_state()
+    touched = thread_row(target, state, datetime.now(UTC))
     for thread_id in sorted((source, target)):
         if thread_id == target:
             connection.execute(store.queries.touch_thread, touched)

@@ -13,7 +13,7 @@ from checkpointer.basis import Basis, CheckpointKey, New
 from checkpointer.manifest import Manifest, Value, encode_manifest, encode_value
 from checkpointer.memory import Known, KnownCheckpoint
 from checkpointer.records import Namespace, PutCheckpoint, PutWrites
-from checkpointer.sharing import Source, Stream, Whole, lay_out
+from checkpointer.sharing import Source, Stream, lay_out
 from checkpointer.slices import Layout
 
 CHANNEL_INLINE: Final = 256
@@ -68,7 +68,7 @@ class NewCheckpoint(New):
         new_versions: The channels that certainly have a new value.
         names: Its channels, in order.
         dumped: The values that were dumped.
-        kept: The values of its parent that were not dumped, and their bytes if they are long.
+        kept: The values that were not, as its parent has them.
         parts: The checkpoint without its values, and its metadata.
     """
 
@@ -84,7 +84,7 @@ class NewCheckpoint(New):
     new_versions: Mapping[str, Any]
     names: list[str]
     dumped: dict[str, Dumped]
-    kept: dict[str, tuple[Value, Whole | None]]
+    kept: dict[str, Dumped]
     parts: list[Dumped]
 
     @property
@@ -117,14 +117,12 @@ class NewCheckpoint(New):
         basis.complete()
         layouts = _Layouts(basis)
         kept = basis.unchanged(self.versions, self.new_versions)
-        channels: dict[str, Value] = {}
-        relies = False
-        for name in self.names:
-            if name in kept:
-                channels[name] = kept[name]
-                relies = True
-            elif (dumped := self._dumped_value(name)) is not None:
-                channels[name] = layouts.value(dumped, CHANNEL_INLINE, name)
+        values = self.dumped | self.kept
+        channels = {
+            name: kept[name] if name in kept else layouts.value(values[name], CHANNEL_INLINE, name)
+            for name in self.names
+        }
+        relies = any(name in kept for name in self.names)
         about, described = (layouts.value(part, BODY_INLINE) for part in self.parts)
         manifest = Manifest(self.version, about, described, channels)
         self.row["manifest"] = encode_manifest(manifest)
@@ -137,15 +135,6 @@ class NewCheckpoint(New):
             self.row,
             KnownCheckpoint(checkpoint_id, self.versions, channels),
         )
-
-    def _dumped_value(self, name: str) -> Dumped:
-        """A channel's value when the put was called: dumped then, or kept from its parent."""
-        if name in self.dumped:
-            return self.dumped[name]
-        value, whole = self.kept[name]
-        if whole is not None:
-            return value.type, whole.data
-        return value.type, value.content if isinstance(value.content, bytes) else b""
 
 
 @dataclass(slots=True)

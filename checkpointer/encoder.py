@@ -102,12 +102,8 @@ class Encoder:
         mapping("new_versions", new_versions)
         row = self._row(checkpoint, metadata)
         values = self._values(checkpoint)
-        unchanged = basis.unchanged(versions, new_versions) if basis is not None else {}
-        kept = {
-            name: (value, basis.whole(value) if basis is not None else None)
-            for name, value in unchanged.items()
-            if name in values
-        }
+        unchanged = basis.dumped(versions, new_versions) if basis is not None else {}
+        kept = {name: one for name, one in unchanged.items() if name in values}
         dumped = {
             name: self._dump(value, "channel", name)
             for name, value in values.items()

@@ -32,26 +32,27 @@ def gather(
     """
     dialect = queries.dialect
     rows = {thread_id: list(at_hand.get(thread_id, ())) for thread_id in wanted}
-    missing = list(_missing(rows, wanted))
+    found = {thread_id: Segments(some) for thread_id, some in rows.items()}
+    missing = list(_missing(found, wanted))
     for asked in _groups(missing, dialect.max_list, together=dialect.has_arrays):
         for row in connection.fetch(segments_at_once(dialect), slices_wanted(dialect, asked)):
             rows[row.thread_id].append(Segment(*row[1:]))
     # Where rows overlap, the last one that begins no later than a slice may end within it, and an
     # earlier one may hold all of it.
-    passed_over = {one[:2] for one in _missing(rows, wanted)} if missing else set()
+    found |= {name: Segments(rows[name]) for name in {one[0] for one in missing}}
+    passed_over = {one[:2] for one in _missing(found, wanted)} if missing else set()
     for thread_id, stream in sorted(passed_over):
         given = {"thread_id": thread_id, "stream_id": stream}
         for row in connection.fetch(queries.stream, given):
             rows[thread_id].append(Segment(*row[1:]))
-    return {thread_id: Segments(rows[thread_id]) for thread_id in wanted}
+    return found | {name: Segments(rows[name]) for name in {one[0] for one in passed_over}}
 
 
-def _missing(rows: Mapping[str, Iterable[Segment | Piece]], wanted: Wanted) -> Iterator[Place]:
+def _missing(found: Mapping[str, Segments], wanted: Wanted) -> Iterator[Place]:
     """The slices that are not covered."""
     for thread_id, some in wanted.items():
-        here = Segments(rows[thread_id])
         for one in some:
-            if not here.covers(one):
+            if not found[thread_id].covers(one):
                 yield thread_id, one.stream, one.start, one.stop
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from checkpointer.arrays import AnySelect, segments_at_once, slices_wanted
+from checkpointer.arrays import AnySelect, keys_wanted, segments_at_once
 from checkpointer.execution import Connection
 from checkpointer.problems import ProblemKind
 from checkpointer.queries import Queries
@@ -230,8 +230,7 @@ class Holdings:
         dialect = self._store.queries.dialect
         by_key = {held[:2]: held for held in wanted}
         for some in batched(by_key, dialect.max_list):
-            slices = [(self._thread_id, stream, start, start + 1) for stream, start in some]
-            given = slices_wanted(dialect, slices)
+            given = keys_wanted(dialect, self._thread_id, some)
             for row in self._connection.fetch(segments_at_once(dialect), given):
                 yield by_key[row.stream_id, row.start], row.data
 

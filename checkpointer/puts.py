@@ -16,7 +16,7 @@ from checkpointer.basis import Basis, New
 from checkpointer.errors import DatabaseError
 from checkpointer.execution import Connection
 from checkpointer.records import Put, PutCheckpoint
-from checkpointer.store import Store, batched, new_state
+from checkpointer.store import Store, batched, new_state, segment_row, thread_row
 from checkpointer.tables import writes
 
 TOUCH_INTERVAL: Final = timedelta(seconds=1)
@@ -115,11 +115,9 @@ def put_held(connection: Connection, store: Store, new: New) -> tuple[Put, Mappi
     Returns:
         The put, and the state of its thread.
     """
-    thread_id, now = new.namespace.thread_id, datetime.now(UTC)
-    basis = Basis()
+    thread_id, basis = new.namespace.thread_id, Basis()
     if new.builds_on_others:
-        times = {"created_at": now, "updated_at": now}
-        touched = {"thread_id": thread_id, "state": new_state(), **times}
+        touched = thread_row(thread_id, new_state(), datetime.now(UTC))
         connection.execute(store.queries.touch_thread, touched)
         basis = store.read_basis(connection, new)
     one = new.encode(basis)
@@ -191,8 +189,7 @@ def _touched(connection: Connection, store: Store, batch: Batch) -> dict[str, in
         before = row.state if row is not None else None
         states[name] = following or before or new_state()
         if row is None or states[name] != before or not row.touched:
-            times = {"created_at": now, "updated_at": now}
-            stale.append({"thread_id": name, "state": states[name], **times})
+            stale.append(thread_row(name, states[name], now))
     if stale:
         connection.execute(store.queries.set_thread, *stale)
     return states
@@ -210,13 +207,8 @@ def _rows(batch: Iterable[Put]) -> Rows:
                 rows.writes.setdefault(_write_key(row), row)
             rows.special |= {_write_key(row): row for row in one.special_rows}
         for segment in one.segments:
-            rows.segments[thread_id, segment.stream, segment.start] = {
-                "thread_id": thread_id,
-                "stream_id": segment.stream,
-                "start": segment.start,
-                "stop": segment.stop,
-                "data": segment.data,
-            }
+            key = thread_id, segment.stream, segment.start
+            rows.segments[key] = segment_row(thread_id, segment)
     return rows
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from checkpointer.errors import DamagedDataError, SchemaTooNewError
 from checkpointer.manifest import Manifest, Value, decode_manifest, decode_value
 from checkpointer.memory import Known, KnownCheckpoint
-from checkpointer.sealing import FormatError, TooNewError
+from checkpointer.sealing import FORMAT, FormatError, TooNewError
 from checkpointer.sharing import Source, Whole
 from checkpointer.slices import Layout, Segment, Segments
 
@@ -81,6 +81,11 @@ def size_of(put: Put) -> tuple[int, int]:
 
 class RefusedError(Exception):
     """What a put relies on is not what the database holds. Nothing of it was stored."""
+
+
+def too_new(found: str) -> SchemaTooNewError:
+    """The error that only a newer version of this package can read what was found."""
+    return SchemaTooNewError(found, found=None, expected=f"format {FORMAT}")
 
 
 @dataclass(slots=True)
@@ -207,7 +212,7 @@ class StoredCheckpoint:
             f"{self.checkpoint_id!r}: {reason}"
         )
         if isinstance(cause, TooNewError):
-            return SchemaTooNewError(place, found=None, expected="format 1")
+            return too_new(place)
         return DamagedDataError(
             f"{place}; the stored rows do not hold what was written, restore them from a backup, "
             f"or delete the thread with adelete_thread"

@@ -4,7 +4,7 @@ Nothing here is part of the format (docs/format.md): two writers that choose dif
 each other's values.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from secrets import randbits
@@ -211,24 +211,29 @@ def _moved(data: bytes, start: int, stop: int, sources: Sequence[Source]) -> lis
 
 def _equal(data: bytes, at: int, before: bytes, where: int, most: int) -> int:
     """How many bytes from these positions on are equal in both, at most `most`."""
-    low, high, step = 0, max(most, 0), 64
-    while low < high:  # in growing steps, then in smaller ones
-        stop = min(low + step, high)
-        if data[at + low : at + stop] == before[where + low : where + stop]:
-            low, step = stop, step * 2
-        elif stop - low == 1:
-            break
-        else:
-            high, step = stop, max((stop - low) // 2, 1)
-    return low
+    return _longest(
+        lambda low, stop: data[at + low : at + stop] == before[where + low : where + stop], most
+    )
 
 
 def _equal_before(data: bytes, at: int, before: bytes, where: int, most: int) -> int:
     """How many bytes before these positions are equal in both, at most `most`."""
+    return _longest(
+        lambda low, stop: data[at - stop : at - low] == before[where - stop : where - low], most
+    )
+
+
+def _longest(are_equal: Callable[[int, int], bool], most: int) -> int:
+    """The greatest length, at most `most`, up to which all is equal.
+
+    Args:
+        are_equal: Whether what is between two lengths is equal.
+        most: The limit.
+    """
     low, high, step = 0, max(most, 0), 64
-    while low < high:
+    while low < high:  # in growing steps, then in smaller ones
         stop = min(low + step, high)
-        if data[at - stop : at - low] == before[where - stop : where - low]:
+        if are_equal(low, stop):
             low, step = stop, step * 2
         elif stop - low == 1:
             break

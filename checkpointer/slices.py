@@ -154,11 +154,6 @@ class Piece:
         """The bytes."""
         return self.data[self.at : self.at + self.stop - self.start]
 
-    @property
-    def interval(self) -> Interval:
-        """Where they begin and end."""
-        return self.start, self.stop
-
 
 def pieces_of(data: bytes, layout: Layout) -> Iterator[Piece]:
     """The bytes of streams that a value holds."""
@@ -197,7 +192,7 @@ class Segments:
         self._rows = defaultdict[int, list[Segment | Piece]](list)
         self._unpacked: dict[tuple[int, int, int], bytes] = {}
         self._indexes: dict[int, tuple[list[Segment | Piece], list[int], list[int]]] = {}
-        rows = [row for row in found if is_place(row.stream, *row.interval)]
+        rows = [row for row in found if is_place(row.stream, row.start, row.stop)]
         for one in sorted(rows, key=lambda row: (row.stream, row.start, -row.stop)):
             self._rows[one.stream].append(one)
 

@@ -8,6 +8,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -300,6 +301,22 @@ class Store:
 def new_state() -> int:
     """A state for a thread's row, which nobody has seen before."""
     return secrets.randbits(63)
+
+
+def thread_row(thread_id: str, state: int, now: datetime) -> dict[str, Any]:
+    """A thread's row as it is made."""
+    return {"thread_id": thread_id, "state": state, "created_at": now, "updated_at": now}
+
+
+def segment_row(thread_id: str, segment: Segment) -> dict[str, Any]:
+    """A segment's row."""
+    return {
+        "thread_id": thread_id,
+        "stream_id": segment.stream,
+        "start": segment.start,
+        "stop": segment.stop,
+        "data": segment.data,
+    }
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

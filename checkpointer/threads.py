@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from checkpointer.arrays import segments_at_once, slices_wanted
+from checkpointer.arrays import keys_wanted, segments_at_once
 from checkpointer.errors import DamagedDataError, SchemaTooNewError
 from checkpointer.execution import Connection
 from checkpointer.manifest import Manifest, decode_manifest, decode_projection
 from checkpointer.planning import Key
-from checkpointer.records import StoredWrite
+from checkpointer.records import StoredWrite, too_new
 from checkpointer.sealing import FormatError, TooNewError
 from checkpointer.slices import Coverage, Interval, Layout, Segment, is_place, segments_of
-from checkpointer.store import Store, batched, new_state
+from checkpointer.store import Store, batched, new_state, segment_row, thread_row
 
 
 def delete_thread(connection: Connection, store: Store, thread_id: str) -> None:
@@ -180,7 +180,7 @@ def _parts(
 ) -> dict[Garbage, list[Segment]]:
     """The live parts of some segments, as segments. Streams with a damaged one are left out."""
     dialect = store.queries.dialect
-    asked = slices_wanted(dialect, [(thread_id, one.stream, one.start, one.stop) for one in some])
+    asked = keys_wanted(dialect, thread_id, ((one.stream, one.start) for one in some))
     rows = connection.fetch(segments_at_once(dialect), asked)
     found = {(row.stream_id, row.start): Segment(*row[1:]) for row in rows}
     cut: dict[Garbage, list[Segment]] = {}
@@ -211,16 +211,7 @@ def insert_segments(
     connection: Connection, store: Store, thread_id: str, segments: Iterable[Segment]
 ) -> None:
     """Store segments. If there is a longer one with the same key, that one stays."""
-    rows = [
-        {
-            "thread_id": thread_id,
-            "stream_id": one.stream,
-            "start": one.start,
-            "stop": one.stop,
-            "data": one.data,
-        }
-        for one in segments
-    ]
+    rows = [segment_row(thread_id, one) for one in segments]
     if rows:
         connection.execute(store.queries.copy_segment, *rows)
 
@@ -256,8 +247,7 @@ def lock(connection: Connection, store: Store, thread_id: str) -> bool:
         return True
     if not any(connection.fetch(store.queries.any_rows, given)[0]):
         return False
-    now = datetime.now(UTC)
-    row = {"thread_id": thread_id, "state": new_state(), "created_at": now, "updated_at": now}
+    row = thread_row(thread_id, new_state(), datetime.now(UTC))
     connection.execute(store.queries.touch_thread, row)
     return True
 
@@ -320,5 +310,5 @@ def unknown(
         f"{row.checkpoint_id!r}: {cause}; so it is unknown which {what}, and nothing was deleted"
     )
     if isinstance(cause, TooNewError):
-        return SchemaTooNewError(found, found=None, expected="format 1")
+        return too_new(found)
     return DamagedDataError(f"{found}. Delete the thread with adelete_thread")

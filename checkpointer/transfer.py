@@ -19,11 +19,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpointer import moving, verification
-from checkpointer.arrays import AnySelect, segments_at_once, slices_wanted
+from checkpointer.arrays import AnySelect, keys_wanted, segments_at_once
 from checkpointer.backend import Backend
 from checkpointer.engine import shown
-from checkpointer.errors import ConfigurationError, DamagedDataError, SchemaTooNewError
-from checkpointer.holdings import Held, named
+from checkpointer.errors import ConfigurationError, DamagedDataError
+from checkpointer.holdings import BYTES, KEYS, Held, named
 from checkpointer.identifiers import identifiers
 from checkpointer.intake import Intake, Progress, Target, move_all, nothing
 from checkpointer.maintenance import parts_of
@@ -42,18 +42,13 @@ from checkpointer.moving import (
 )
 from checkpointer.predicates import keys
 from checkpointer.quoting import quoted
+from checkpointer.records import too_new
 from checkpointer.saver import AsyncSQLAlchemySaver
 from checkpointer.sealing import FormatError, TooNewError
 from checkpointer.slices import Coverage, Segment, Slice
 
 PAGE: Final = 256
 """Rows read at once, or all of one checkpoint: a few MB at most, as a rule."""
-
-SEGMENTS: Final = 1024
-"""Segments that are read at once, if they are short."""
-
-BYTES: Final = 1 << 20
-"""Bytes of segments that are read at once, or one segment."""
 
 LANES: Final = 4
 """Threads on their way at once where a database takes several transactions at a time."""
@@ -209,9 +204,7 @@ class _Copying:
             DamagedDataError: One is not what it was.
         """
         dialect = self._queries.dialect
-        # From its first byte to its second: that finds the one which begins there.
-        slices = [(thread_id, one.stream, one.start, one.start + 1) for one in page]
-        given = slices_wanted(dialect, slices)
+        given = keys_wanted(dialect, thread_id, (one[:2] for one in page))
         rows = await _fetch(self._source, segments_at_once(dialect), given)
         found = [Segment(row.stream_id, row.start, row.stop, row.data) for row in rows]
         if {(one.stream, *one.interval) for one in found} != {one[:3] for one in page}:
@@ -263,7 +256,7 @@ def _pages(wanted: Iterable[Held]) -> Iterator[list[Held]]:
     page: list[Held] = []
     size = 0
     for one in wanted:
-        if page and (len(page) == SEGMENTS or size + one.weight > BYTES):
+        if page and (len(page) == KEYS or size + one.weight > BYTES):
             yield page
             page, size = [], 0
         page.append(one)
@@ -283,7 +276,7 @@ def _whole(segment: Segment) -> Segment:
     try:
         segment.unpack()
     except TooNewError as exc:
-        raise SchemaTooNewError(f"{name}: {exc}", found=None, expected="format 1") from exc
+        raise too_new(f"{name}: {exc}") from exc
     except FormatError as exc:
         raise DamagedDataError(f"{name} of the source: {exc}; {_MEND}") from exc
     return segment

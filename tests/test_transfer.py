@@ -340,7 +340,7 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "AHEAD", 4096)
     monkeypatch.setattr(holdings, "KEYS", 16)
     monkeypatch.setattr(holdings, "BYTES", 30_000)
-    monkeypatch.setattr(transfer, "SEGMENTS", 16)
+    monkeypatch.setattr(transfer, "KEYS", 16)
     monkeypatch.setattr(transfer, "BYTES", 30_000)
     monkeypatch.setattr(transfer, "PAGE", 3)
     monkeypatch.setattr(moving, "SPOOL_BYTES", 1024)
